@@ -1,0 +1,125 @@
+"""From what the user wrote to what the kernel is to hold; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from lbdr.model import (
+    Configuration,
+    DesiredState,
+    Forwarding,
+    HostNetwork,
+    MarkKey,
+    RealServer,
+    Role,
+    Service,
+    ServiceKey,
+    VirtualAddress,
+    VirtualService,
+)
+
+Weights = Mapping[tuple[str, str], int]
+"""Weights set by the operator: (virtual service, real server) -> weight."""
+
+DIRECTOR_SYSCTLS: Mapping[str, str] = {
+    # A deleted real server's connections end at once, instead of vanishing for up to 15 minutes.
+    "net.ipv4.vs.expire_nodest_conn": "1",
+    # A drained server's persistent clients move; with 0 they stay for the timeout.
+    "net.ipv4.vs.expire_quiescent_template": "1",
+    # A reused client port is scheduled anew; without conntrack that delays no SYN.
+    "net.ipv4.vs.conn_reuse_mode": "1",
+    "net.ipv4.vs.conntrack": "0",
+    # ICMP errors reach a real server also when IPVS has no entry: path MTU discovery works.
+    "net.ipv4.vs.schedule_icmp": "1",
+}
+"""What Direct Routing needs of IPVS (Documentation/networking/ipvs-sysctl.rst)."""
+
+MH_SYSCTLS: Mapping[str, str] = {
+    # With mh any packet of a connection finds its server again, so a connection without an entry
+    # goes on. For other schedulers it would be scheduled anew, and break: only while mh is used.
+    "net.ipv4.vs.sloppy_tcp": "1",
+    "net.ipv4.vs.sloppy_sctp": "1",
+}
+
+SYSCTLS: tuple[str, ...] = (*DIRECTOR_SYSCTLS, *MH_SYSCTLS)
+"""Every sysctl that a director may set."""
+
+
+def expand(
+    configuration: Configuration,
+    network: HostNetwork,
+    *,
+    role: Role,
+    weights: Weights | None = None,
+) -> DesiredState:
+    """What the kernel of this host is to hold.
+
+    Args:
+        configuration: as the user wrote it, free of static errors.
+        network: this host's interfaces; they place the VIPs. One that has no place is left out:
+            lbdr.config.host says so.
+        role: a standby holds no VIP.
+        weights: those the operator set over the file's.
+    """
+    services: dict[ServiceKey | MarkKey, Service] = {}
+    addresses: set[VirtualAddress] = set()
+    for virtual in configuration.virtual_services:
+        if virtual.forwarding is not Forwarding.DR or virtual.needs_mark:
+            continue  # the host rules refuse these; nothing of them may reach the kernel
+        services[virtual.key] = service_for(virtual, weights or {})
+        interface = _interface_for(virtual, network)
+        if interface is not None and role is Role.ACTIVE:
+            addresses.add(VirtualAddress(virtual.address, interface))
+    return DesiredState(
+        services=services,
+        addresses=frozenset(addresses),
+        sysctls=_sysctls(services),
+        timeouts=configuration.director.timeouts,
+    )
+
+
+def service_for(virtual: VirtualService, weights: Weights) -> Service:
+    """The IPVS service of a virtual service that needs no mark.
+
+    mh always gets mh-fallback: without it a drained server's new clients are refused, not moved.
+    The sorry server stands in while no real server takes new connections.
+    """
+    flags = virtual.scheduler_flags
+    if virtual.scheduler == "mh":
+        flags |= {"mh-fallback"}
+    real_servers = tuple(
+        replace(server, weight=weights.get((virtual.name, server.name), server.weight))
+        for server in virtual.real_servers
+    )
+    if virtual.sorry_server is not None and not any(server.weight for server in real_servers):
+        real_servers += (_serving(virtual.sorry_server),)
+    return Service(
+        key=virtual.key,
+        scheduler=virtual.scheduler,
+        flags=flags,
+        persistence=virtual.persistence,
+        one_packet=virtual.one_packet,
+        real_servers=real_servers,
+        name=virtual.name,
+    )
+
+
+def _serving(sorry_server: RealServer) -> RealServer:
+    return replace(sorry_server, weight=max(1, sorry_server.weight))
+
+
+def _interface_for(virtual: VirtualService, network: HostNetwork) -> str | None:
+    if virtual.interface is not None:
+        return virtual.interface if virtual.interface in network.interfaces else None
+    found = network.interface_for(virtual.address)
+    return found.name if found else None
+
+
+def _sysctls(services: Mapping[ServiceKey | MarkKey, Service]) -> dict[str, str]:
+    if not services:
+        return {}
+    wanted = dict(DIRECTOR_SYSCTLS)
+    if any(service.scheduler == "mh" for service in services.values()):
+        wanted |= MH_SYSCTLS
+    return wanted
