@@ -1,0 +1,106 @@
+"""IPVS's text table, for noticing cheaply that something changed.
+
+Reading /proc/net/ip_vs costs a small part of a netlink dump, and IPVS announces no change. The text
+has every service and real server with scheduler, persistence, method and weight; scheduler flags
+and thresholds are not in it: a slower audit by netlink covers them.
+
+Source: net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_info_seq_show.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+
+from lbdr.errors import KernelError
+from lbdr.model import MarkKey, Protocol, ServiceKey
+
+# The thread's own: /proc/net is the main thread's, which may be in another namespace.
+_PATH = "/proc/thread-self/net/ip_vs"
+_PAGE = 1 << 16
+# The weight before the two counts tells them from a persistence timeout and its mask.
+_CONNECTIONS = re.compile(rb"(?<=\d) +\d+ +\d+ *$", re.MULTILINE)
+_SERVICE = re.compile(
+    rb"^(?P<protocol>TCP|UDP|SCTP) +(?:(?P<v4>[0-9A-F]{8})|\[(?P<v6>[0-9a-f:]+)\])"
+    rb":(?P<port>[0-9A-F]{4}) "
+    rb"|^FWM +(?P<mark>[0-9A-F]{8}) "
+)
+
+
+def read() -> bytes:
+    """The table of this thread's network namespace.
+
+    Raises:
+        KernelError: it cannot be read, as when IPVS is not loaded.
+    """
+    try:
+        descriptor = os.open(_PATH, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            parts = []
+            while part := os.read(descriptor, _PAGE):
+                parts.append(part)
+            return b"".join(parts)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise KernelError("cat /proc/net/ip_vs", errno=error.errno or 0) from error
+
+
+def configuration(table: bytes) -> bytes:
+    """The table without its counts of connections, which change with every packet."""
+    return _CONNECTIONS.sub(b"", table)
+
+
+def changed(before: bytes, after: bytes) -> set[ServiceKey | MarkKey]:
+    """The services that differ between two tables.
+
+    Args:
+        before: an earlier table, of `configuration`.
+        after: a later one.
+    """
+    old, new = _blocks(before), _blocks(after)
+    return {
+        _key(header)
+        for headers in (old, new)
+        for header in headers
+        if old.get(header) != new.get(header)
+    }
+
+
+def _blocks(table: bytes) -> dict[bytes, bytes]:
+    """The lines of each service (its own after the address, its servers'), by its identity.
+
+    Real servers are sorted: their order is history, not configuration.
+    """
+    blocks: dict[bytes, bytes] = {}
+    identity = b""
+    lines: list[bytes] = []
+    for line in table.splitlines()[3:]:
+        if line.startswith(b"  ->"):
+            lines.append(line)
+            continue
+        if identity:
+            blocks[identity] = b"\n".join(sorted(lines))
+        match = _SERVICE.match(line)
+        if match is None:
+            raise KernelError(f"/proc/net/ip_vs has a line that is not understood: {line!r}")
+        identity, lines = match.group(0), [line[match.end() :]]
+    if identity:
+        blocks[identity] = b"\n".join(sorted(lines))
+    return blocks
+
+
+def _key(header: bytes) -> ServiceKey | MarkKey:
+    match = _SERVICE.match(header)
+    if match is None:
+        raise ValueError(f"no header of a service: {header!r}")
+    if match["mark"]:
+        # the text does not tell IPv4 from IPv6: the caller treats both
+        return MarkKey(int(match["mark"], 16), 4)
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    if match["v4"]:
+        address = ipaddress.IPv4Address(int(match["v4"], 16))
+    else:
+        address = ipaddress.IPv6Address(match["v6"].decode())
+    return ServiceKey(Protocol(match["protocol"].decode().lower()), address, int(match["port"], 16))
