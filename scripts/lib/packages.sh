@@ -1,0 +1,28 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # the scripts that source this file use them
+# The Debian packages that lbdr and its tests need beyond a minimal system, and why.
+
+director_packages=(
+    ca-certificates # pip's https
+    iproute2        # the lab's namespaces and links
+    kmod            # loads ip_vs
+    python3
+    python3-venv
+)
+test_packages=(
+    arping     # asks who has the VIP, as a witness of its own
+    ethtool    # offloads of the test links
+    git        # which files are the project's
+    ipvsadm    # reads back what lbdr wrote
+    shellcheck
+    tcpdump
+)
+qemu_packages=(
+    busybox-static # the initramfs
+    kmod           # which modules it needs
+    qemu-system-x86
+)
+fresh_packages=(
+    debootstrap
+    git
+)
