@@ -88,10 +88,12 @@ def service_for(virtual: VirtualService, weights: Weights) -> Service:
     flags = virtual.scheduler_flags
     if virtual.scheduler == "mh":
         flags |= {"mh-fallback"}
-    real_servers = tuple(
-        replace(server, weight=weights.get((virtual.name, server.name), server.weight))
-        for server in virtual.real_servers
-    )
+    real_servers = virtual.real_servers
+    if any((virtual.name, server.name) in weights for server in real_servers):
+        real_servers = tuple(
+            replace(server, weight=weights.get((virtual.name, server.name), server.weight))
+            for server in real_servers
+        )
     if virtual.sorry_server is not None and not any(server.weight for server in real_servers):
         real_servers += (_serving(virtual.sorry_server),)
     return Service(

@@ -206,10 +206,14 @@ class AddAddress:
 
     @property
     def command(self) -> str:
-        """The ip line; IPv6 without the kernel's DAD, since it was probed before."""
-        nodad = " nodad" if self.vip.address.version == 6 else ""
+        """The ip line.
+
+        IPv6 without the kernel's DAD, since it was probed before, and deprecated, so that this host
+        does not choose it as the source of its own connections (RFC 6724, rule 3).
+        """
+        options = " nodad preferred_lft 0" if self.vip.address.version == 6 else ""
         target = f"{self.vip.address}/{self.vip.prefix_length}"
-        return f"ip address add {target} dev {self.vip.interface}{nodad}"
+        return f"ip address add {target} dev {self.vip.interface}{options}"
 
 
 @dataclass(frozen=True, slots=True)

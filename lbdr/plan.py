@@ -2,8 +2,8 @@
 
 Order: sysctls, services and their real servers, then the VIPs and their announcement, so that a
 client never reaches a VIP that has nothing behind it. What goes away goes backwards: VIP first,
-sysctls last. In a service additions come before deletions, so that it is never without a server on
-the way.
+sysctls last. In a service, servers that are to serve come before those that are to drain or go, so
+that it is never without one on the way.
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ def service_operations(wanted: Service, found: ObservedService | None) -> Iterat
     if _without_servers(wanted) != _without_servers(found.service):
         yield SetService(wanted)
     there = {server.key: server for server in found.service.real_servers}
-    for server in wanted.real_servers:
+    # who is to serve begins before others end: on the way someone always serves
+    drained_last = sorted(wanted.real_servers, key=lambda server: server.weight == 0)
+    for server in drained_last:
         if server.key not in there:
             yield AddRealServer(wanted.key, server)
         elif there[server.key] != server:

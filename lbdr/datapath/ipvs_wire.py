@@ -13,7 +13,6 @@ import ipaddress
 import socket
 import struct
 import sys
-from collections.abc import Iterator
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
 from pyroute2.netlink.generic import ipvs as uapi
@@ -120,6 +119,7 @@ _U16 = struct.Struct("=H")
 _U32 = struct.Struct("=I")
 _BE16 = struct.Struct("!H")
 _STATS64 = tuple(range(1, 11))
+_STATS = struct.Struct("=" + "HHQ" * 10)
 
 
 def message(family_id: int, sequence: int, command: int, payload: bytes, *, flags: int) -> bytes:
@@ -247,7 +247,7 @@ def parse_real_server(payload: memoryview, version: int) -> ObservedRealServer:
 
 def parse_timeouts(payload: memoryview) -> Timeouts:
     """IPVS's timeouts from a message after its netlink header."""
-    attributes = dict(_attributes(payload[_GENLMSGHDR.size :]))
+    attributes = _attributes(payload[_GENLMSGHDR.size :])
     return Timeouts(
         tcp=_number(attributes, CMD_TIMEOUT_TCP, _U32),
         tcp_fin=_number(attributes, CMD_TIMEOUT_TCP_FIN, _U32),
@@ -342,19 +342,20 @@ def _real_server(server: RealServer) -> bytes:
 # --- decoding -----------------------------------------------------------------------------------
 
 
-def _attributes(buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
+def _attributes(buffer: memoryview) -> dict[int, memoryview]:
+    found: dict[int, memoryview] = {}
     offset, end = 0, len(buffer)
     while offset + _NLATTR.size <= end:
         length, kind = _NLATTR.unpack_from(buffer, offset)
         if length < _NLATTR.size or offset + length > end:
             raise ValueError(f"netlink attribute of length {length} at {offset} of {end}")
-        yield kind & _NLA_TYPE_MASK, buffer[offset + _NLATTR.size : offset + length]
+        found[kind & _NLA_TYPE_MASK] = buffer[offset + _NLATTR.size : offset + length]
         offset += length + (-length % 4)
+    return found
 
 
 def _command_attributes(payload: memoryview, kind: int) -> dict[int, memoryview]:
-    outer = dict(_attributes(payload[_GENLMSGHDR.size :]))
-    return dict(_attributes(outer[kind]))
+    return _attributes(_attributes(payload[_GENLMSGHDR.size :])[kind])
 
 
 def _number(attributes: dict[int, memoryview], kind: int, layout: struct.Struct) -> int:
@@ -369,5 +370,10 @@ def _address(packed: memoryview, version: int) -> Address:
 
 def _counters(attributes: dict[int, memoryview], kind: int) -> Counters:
     """IPVS_STATS_ATTR_*, 64 bits wide, in the order of the fields of Counters."""
-    nested = dict(_attributes(attributes[kind]))
-    return Counters(*(int.from_bytes(nested[number], sys.byteorder) for number in _STATS64))
+    nested = attributes[kind]
+    if len(nested) == _STATS.size:  # as the kernel lays them out where it needs no padding
+        words = _STATS.unpack(nested)
+        if words[1::3] == _STATS64:
+            return Counters(*words[2::3])
+    values = _attributes(nested)
+    return Counters(*(int.from_bytes(values[number], sys.byteorder) for number in _STATS64))

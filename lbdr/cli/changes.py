@@ -1,0 +1,119 @@
+"""`lbdr plan`, `lbdr apply`, `lbdr withdraw`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import click
+
+from lbdr import oneshot
+from lbdr.cli.common import director_options, file_argument, json_option, print_json, reports_errors
+from lbdr.control import client
+from lbdr.control.protocol import Done, PlanRequest, PlanResult, WithdrawRequest
+from lbdr.errors import EXIT_NO
+from lbdr.paths import Paths
+from lbdr.reconcile import Report
+
+_ADOPT = click.option(
+    "--adopt",
+    is_flag=True,
+    help="Take over virtual services that others made and that differ from the file.",
+)
+
+
+@click.command()
+@file_argument
+@director_options
+@_ADOPT
+@click.option("--exit-code", is_flag=True, help="Exit with 1 when there is something to do.")
+@json_option
+@reports_errors
+def plan(*, paths: Paths, adopt: bool, exit_code: bool, as_json: bool) -> None:
+    """Show what would be done, as the commands an administrator would type.
+
+    With a daemon it is the daemon's own plan: what it has yet to do. Nothing is changed.
+
+    \b
+      lbdr plan
+      lbdr plan new.yaml --exit-code && echo nothing to do
+    """
+    if client.running(paths):
+        result = PlanResult.model_validate(client.ask(paths, PlanRequest()).result)
+    else:
+        found = asyncio.run(oneshot.plan(paths, adopt=adopt))
+        result = PlanResult(
+            operations=[operation.command for operation in found.operations],
+            conflicts=[str(conflict) for conflict in found.conflicts],
+        )
+    if as_json:
+        print_json(result.model_dump())
+    else:
+        for command in result.operations:
+            click.echo(command)
+        for conflict in result.conflicts:
+            click.echo(f"conflict: {conflict}; --adopt takes it over", err=True)
+        if not result.operations and not result.conflicts:
+            click.echo("nothing to do", err=True)
+    if exit_code and (result.operations or result.conflicts):
+        raise click.exceptions.Exit(EXIT_NO)
+
+
+@click.command()
+@file_argument
+@director_options
+@_ADOPT
+@json_option
+@reports_errors
+def apply(*, paths: Paths, adopt: bool, as_json: bool) -> None:
+    """Bring the kernel to what the file wants, once, without a daemon.
+
+    What is applied stays when the command has ended. VIPs are announced now and not again: for
+    that, for drift and for roles run the daemon.
+
+    \b
+      lbdr apply
+      lbdr apply lbdr.yaml --json
+    """
+    _finish(asyncio.run(oneshot.apply(paths, adopt=adopt)), as_json=as_json)
+
+
+@click.command()
+@director_options
+@json_option
+@reports_errors
+def withdraw(*, paths: Paths, as_json: bool) -> None:
+    """Take everything of lbdr's out of the kernel: VIPs, services, sysctls.
+
+    What others made stays. A daemon that runs does it and then stops.
+
+    \b
+      lbdr withdraw
+    """
+    if client.running(paths):
+        result = Done.model_validate(client.ask(paths, WithdrawRequest()).result)
+        _print_operations(result.operations, as_json=as_json)
+        return
+    _finish(asyncio.run(oneshot.withdraw(paths)), as_json=as_json)
+
+
+def _finish(report: Report, *, as_json: bool) -> None:
+    error = report.error()
+    if error is not None:
+        for operation in report.applied:
+            click.echo(operation.command, err=True)
+        raise error
+    _print_operations([operation.command for operation in report.applied], as_json=as_json)
+
+
+def _print_operations(operations: list[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"operations": operations})
+        return
+    for command in operations:
+        click.echo(command)
+    if not operations:
+        click.echo("nothing to do", err=True)
+
+
+logging.getLogger("lbdr").addHandler(logging.NullHandler())  # the commands print by themselves

@@ -1,0 +1,176 @@
+"""`lbdr status`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lbdr import oneshot
+from lbdr.cli.common import director_options, json_option, print_json, reports_errors
+from lbdr.control import client
+from lbdr.control.protocol import StatusRequest
+from lbdr.errors import EXIT_NO
+from lbdr.paths import Paths
+from lbdr.status import RealServerStatus, Status, VirtualServiceStatus
+
+_COLOURS = {
+    "online": "green",
+    "active": "green",
+    "drain": "yellow",
+    "degraded": "yellow",
+    "sorry": "yellow",
+    "standby": "cyan",
+    "foreign": "magenta",
+    "missing": "red",
+    "unsupported": "red",
+}
+_UNITS = ("", "K", "M", "G", "T", "P")
+
+
+@click.command()
+@director_options
+@click.option("--rate", is_flag=True, help="Rates per second instead of totals.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 when something needs somebody.")
+@json_option
+@reports_errors
+def status(*, paths: Paths, rate: bool, exit_code: bool, as_json: bool) -> None:
+    """Show what is served, by whom, and how much.
+
+    Without a daemon it is read from the configuration and the kernel, as root.
+
+    \b
+      lbdr status
+      lbdr status --rate
+      lbdr status --json | jq '.virtual_services[] | {name, state}'
+    """
+    if client.running(paths):
+        found = Status.model_validate(client.ask(paths, StatusRequest()).result)
+    else:
+        found = asyncio.run(oneshot.status(paths))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        _show(found, Console(highlight=False), rate=rate)
+    if exit_code and (
+        found.problems or any(entry.state != "online" for entry in found.virtual_services)
+    ):
+        raise click.exceptions.Exit(EXIT_NO)
+
+
+def _show(status: Status, console: Console, *, rate: bool) -> None:
+    console.print(_headline(status))
+    if status.virtual_services:
+        console.print(_table(status, rate=rate))
+    else:
+        console.print("no virtual services are configured")
+    if status.foreign_services:
+        names = ", ".join(status.foreign_services)
+        console.print(f"not lbdr's, left alone: {names}", soft_wrap=True)
+    for problem in status.problems:
+        console.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
+
+
+def _headline(status: Status) -> Text:
+    role = Text(status.role.value, style=_COLOURS[status.role.value])
+    if status.role is not status.configured_role:
+        role.append(f" (set at run time; the configuration says {status.configured_role})")
+    process = f"pid {status.daemon}" if status.daemon else "no daemon: nothing repairs or announces"
+    return Text.assemble(
+        ("director ", "bold"),
+        status.director or "(no name)",
+        ", ",
+        role,
+        f", {process}, lbdr {status.version}, kernel {status.kernel}, {status.config}",
+    )
+
+
+def _table(status: Status, *, rate: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("virtual service / real server", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("address", no_wrap=True)
+    table.add_column("scheduler / method", no_wrap=True)
+    for name in ("weight", "active", "inactive"):
+        table.add_column(name, justify="right", no_wrap=True)
+    unit = "/s" if rate else ""
+    for name in (f"conns{unit}", f"packets{unit}", f"bytes{unit}"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("VIP owner", no_wrap=True)
+    for entry in status.virtual_services:
+        _add_service(table, entry, rate=rate)
+    return table
+
+
+def _add_service(table: Table, entry: VirtualServiceStatus, *, rate: bool) -> None:
+    numbers = entry.rates if rate else entry.totals
+    table.add_row(
+        Text(entry.name, style="bold"),
+        _state(entry.state),
+        f"{entry.protocol} {_endpoint(entry.vip.address, entry.ports)}",
+        _scheduler(entry),
+        "",
+        _short(sum(server.active_connections for server in entry.real_servers)),
+        _short(sum(server.inactive_connections for server in entry.real_servers)),
+        _short(numbers.connections),
+        _short(numbers.packets_in),
+        _short(numbers.bytes_in),
+        _owner(entry),
+    )
+    for server in entry.real_servers:
+        _add_real_server(table, server, rate=rate)
+
+
+def _add_real_server(table: Table, server: RealServerStatus, *, rate: bool) -> None:
+    numbers = server.rates if rate else server.totals
+    weight = "-" if server.weight is None else str(server.weight)
+    if server.weight is not None and server.weight != server.configured_weight:
+        weight += f" ({server.configured_weight})"
+    table.add_row(
+        f"  {server.name or '(not ours)'}",
+        _state(server.state),
+        _endpoint(server.address, str(server.port or "any")),
+        server.method,
+        weight,
+        _short(server.active_connections),
+        _short(server.inactive_connections),
+        _short(numbers.connections),
+        _short(numbers.packets_in),
+        _short(numbers.bytes_in),
+        "",
+    )
+
+
+def _scheduler(entry: VirtualServiceStatus) -> str:
+    words = [entry.scheduler, *entry.scheduler_flags]
+    if entry.persistence is not None:
+        words.append(f"persistent {entry.persistence}s/{entry.granularity}")
+    if entry.one_packet:
+        words.append("one-packet")
+    return " ".join(words)
+
+
+def _owner(entry: VirtualServiceStatus) -> str:
+    where = f" ({entry.vip.interface})" if entry.vip.interface else ""
+    return (entry.vip.owner or "nobody") + where
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=_COLOURS.get(state, ""))
+
+
+def _endpoint(address: str, port: str) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _short(number: int) -> str:
+    """A number in at most five characters, as ipvsadm shortens them."""
+    value = float(number)
+    for unit in _UNITS[:-1]:
+        if value < 10_000:
+            return f"{value:.0f}{unit}"
+        value /= 1000
+    return f"{value:.0f}{_UNITS[-1]}"

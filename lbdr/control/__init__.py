@@ -1,0 +1,1 @@
+"""The control protocol: one JSON object a line, on a unix socket."""

@@ -1,0 +1,135 @@
+"""What is said on the control socket: requests and answers, checked at both ends.
+
+A request is one line, its answer is one line. Both carry the version of the protocol; a daemon
+answers a version that it does not speak with an error that names its own.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from lbdr.model import MAX_WEIGHT, Role
+
+VERSION = 1
+LINE_LIMIT = 64 << 20
+"""Bytes in a line: the status of some thousands of services."""
+REQUEST_LIMIT = 1 << 16
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StatusRequest(_Message):
+    """What the director does and holds."""
+
+    command: Literal["status"] = "status"
+
+
+class RoleRequest(_Message):
+    """Become active or standby; neither asks, and reset returns to the configuration's."""
+
+    command: Literal["role"] = "role"
+    role: Role | None = None
+    reset: bool = False
+
+
+class WeightRequest(_Message):
+    """Set a real server's weight over the file's; None returns to the file's."""
+
+    command: Literal["weight"] = "weight"
+    real_server: str
+    virtual_service: str | None = None
+    weight: Annotated[int, Field(ge=0, le=MAX_WEIGHT)] | None = None
+
+
+class PlanRequest(_Message):
+    """What a pass would do now."""
+
+    command: Literal["plan"] = "plan"
+
+
+class ReloadRequest(_Message):
+    """Read the configuration again."""
+
+    command: Literal["reload"] = "reload"
+
+
+class WithdrawRequest(_Message):
+    """Take everything of lbdr's out of the kernel, and stop."""
+
+    command: Literal["withdraw"] = "withdraw"
+
+
+Request = (
+    StatusRequest | RoleRequest | WeightRequest | PlanRequest | ReloadRequest | WithdrawRequest
+)
+
+
+class Envelope(_Message):
+    """A request with the version of the protocol that it is written in."""
+
+    version: int
+    request: Annotated[Request, Field(discriminator="command")]
+
+
+class Failure(_Message):
+    """Why a request was not done.
+
+    Args:
+        exit_code: that of the command (lbdr/errors.py).
+        message: for a person.
+        hint: the remedy.
+    """
+
+    exit_code: int
+    message: str
+    hint: str = ""
+
+
+class Answer(_Message):
+    """The answer to a request: a result, or a failure."""
+
+    version: int = VERSION
+    result: dict[str, Any] | None = None
+    failure: Failure | None = None
+
+
+class Done(_Message):
+    """The result of a request that changes something.
+
+    Args:
+        operations: what was applied, as commands.
+        role: the role now.
+        virtual_services: how many are configured.
+    """
+
+    operations: list[str] = []
+    role: Role
+    virtual_services: int
+
+
+class RoleResult(_Message):
+    """The role and where it comes from.
+
+    Args:
+        role: now.
+        configured: the configuration's.
+        operations: what was applied, as commands.
+    """
+
+    role: Role
+    configured: Role
+    operations: list[str] = []
+
+
+class PlanResult(_Message):
+    """What a pass would do, as commands, and the conflicts it would leave alone."""
+
+    operations: list[str] = []
+    conflicts: list[str] = []
+
+
+ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Envelope)

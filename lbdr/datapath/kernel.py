@@ -1,0 +1,298 @@
+"""The kernel of this network namespace, all subsystems together: observe, and do.
+
+The one place through which everything else reaches the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from lbdr.datapath import arp, sysctl
+from lbdr.datapath.addresses import Addresses
+from lbdr.datapath.announce import Announcer, announce
+from lbdr.datapath.ipvs import BATCH, Ipvs
+from lbdr.errors import AddressInUseError, LbdrError
+from lbdr.model import (
+    AddressProbe,
+    HostNetwork,
+    MarkKey,
+    ObservedService,
+    ServiceKey,
+    Timeouts,
+    VirtualAddress,
+)
+from lbdr.operations import (
+    AddAddress,
+    AddService,
+    AnnounceAddress,
+    DeleteAddress,
+    IpvsOperation,
+    Operation,
+    ProbeAddress,
+    SetService,
+    SetSysctl,
+    SetTimeouts,
+)
+
+Key = ServiceKey | MarkKey
+_YIELD_EVERY = 32  # services observed between two turns of the event loop
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an operation.
+
+    Args:
+        operation: as planned.
+        error: why it failed; None where it was done.
+        skipped: it was not tried, since an operation that it needs had failed.
+    """
+
+    operation: Operation
+    error: LbdrError | None = None
+    skipped: bool = False
+
+
+class Kernel:
+    """IPVS, addresses, ARP and sysctls of the calling thread's network namespace.
+
+    Made by `open`, inside a running event loop.
+    """
+
+    def __init__(self, ipvs: Ipvs, addresses: Addresses) -> None:
+        self.ipvs = ipvs
+        self.addresses = addresses
+        self.probe = AddressProbe()
+        self.announcer: Announcer | None = None
+
+    @classmethod
+    async def open(cls) -> Self:
+        """Connect to every subsystem.
+
+        Raises:
+            KernelError: this kernel has no IPVS.
+        """
+        return cls(await Ipvs.open(), Addresses())
+
+    def close(self) -> None:
+        """Disconnect; what the kernel holds stays."""
+        self.ipvs.close()
+        self.addresses.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- what is there ---------------------------------------------------------------------------
+
+    async def observe_services(
+        self, keys: Iterable[Key] | None = None
+    ) -> dict[Key, ObservedService]:
+        """IPVS's virtual services, all or some; one that is not there is left out."""
+        entries = self.ipvs.observe() if keys is None else (self.ipvs.service(key) for key in keys)
+        found: dict[Key, ObservedService] = {}
+        for count, entry in enumerate(entries, start=1):
+            if entry is not None:
+                found[entry.service.key] = entry
+            if count % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        return found
+
+    def observe_host(self, sysctls: Iterable[str]) -> tuple[dict[str, str | None], Timeouts]:
+        """What can be read at once and announces no change: sysctls and IPVS's timeouts."""
+        return sysctl.observe(sysctls), self.ipvs.timeouts()
+
+    # --- do it -----------------------------------------------------------------------------------
+
+    async def apply(
+        self,
+        operations: Sequence[Operation],
+        network: HostNetwork,
+        report: Callable[[Outcome], None],
+        between: Callable[[], Awaitable[Collection[Key]]] | None = None,
+    ) -> None:
+        """Do operations in their order; one that fails stops only those that need it.
+
+        Args:
+            operations: as planned.
+            network: the interfaces as observed for the plan.
+            report: told of each operation what became of it.
+            between: called between batches, so that something urgent need not wait for the end;
+                returns the services whose further operations are out of date.
+        """
+        run = _Run(self, network, report, between)
+        for subsystem, group in itertools.groupby(operations, key=_subsystem):
+            await subsystem(run, list(group))
+
+
+class _Run:
+    """One execution of a plan, and what in it failed so far."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        network: HostNetwork,
+        report: Callable[[Outcome], None],
+        between: Callable[[], Awaitable[Collection[Key]]] | None,
+    ) -> None:
+        self._kernel = kernel
+        self._network = network
+        self._report = report
+        self._between = between
+        self._failed_services: set[Key] = set()
+        self._failed_addresses: set[VirtualAddress] = set()
+        self._outdated: Collection[Key] = ()
+
+    async def services(self, operations: list[IpvsOperation]) -> None:
+        for start in range(0, len(operations), BATCH):
+            batch = [
+                operation
+                for operation in operations[start : start + BATCH]
+                if self._still_to_do(operation)
+            ]
+            for operation, error in zip(batch, self._kernel.ipvs.apply(batch), strict=True):
+                self._judge_service(operation, error)
+            await asyncio.sleep(0)
+            if self._between is not None:
+                self._outdated = await self._between()
+
+    def _still_to_do(self, operation: IpvsOperation) -> bool:
+        key = _service_key(operation)
+        if key is None or (key not in self._failed_services and key not in self._outdated):
+            return True
+        self._report(Outcome(operation, skipped=True))
+        return False
+
+    def _judge_service(self, operation: IpvsOperation, error: LbdrError | None) -> None:
+        key = _service_key(operation)
+        if error is not None and key in self._failed_services:
+            # sent in one batch with the service that it belongs to, which the kernel refused
+            self._report(Outcome(operation, skipped=True))
+            return
+        if error is not None and key is not None and isinstance(operation, AddService):
+            self._failed_services.add(key)
+        self._report(Outcome(operation, error))
+
+    async def sysctls(self, operations: list[SetSysctl]) -> None:
+        for operation in operations:
+            try:
+                sysctl.apply(operation)
+            except LbdrError as error:
+                self._report(Outcome(operation, error))
+            else:
+                self._report(Outcome(operation))
+
+    async def probes(self, operations: list[ProbeAddress]) -> None:
+        """All at once, since each takes its time."""
+        try:
+            answers = await arp.probe(
+                [operation.vip for operation in operations], self._network, self._kernel.probe
+            )
+        except LbdrError:
+            # one bad interface must not keep the VIPs of the others from being claimed
+            for operation in operations:
+                await self._probe_alone(operation)
+            return
+        for operation in operations:
+            self._judge_probe(operation, answers.get(operation.vip))
+
+    async def _probe_alone(self, operation: ProbeAddress) -> None:
+        try:
+            answers = await arp.probe([operation.vip], self._network, self._kernel.probe)
+        except LbdrError as error:
+            self._failed_addresses.add(operation.vip)
+            self._report(Outcome(operation, error))
+            return
+        self._judge_probe(operation, answers.get(operation.vip))
+
+    def _judge_probe(self, operation: ProbeAddress, mac: str | None) -> None:
+        if mac is None:
+            self._report(Outcome(operation))
+            return
+        self._failed_addresses.add(operation.vip)
+        vip = operation.vip
+        self._report(
+            Outcome(
+                operation,
+                AddressInUseError(
+                    f"{vip.address} is in use on {vip.interface}: the host with MAC {mac} answers "
+                    f"for it",
+                    hint="a real server there needs `lbdr solve-arp`; another director must give "
+                    "the VIP up first",
+                ),
+            )
+        )
+
+    async def addresses(self, operations: list[AddAddress | DeleteAddress]) -> None:
+        possible = []
+        for operation in operations:
+            if isinstance(operation, AddAddress) and operation.vip in self._failed_addresses:
+                self._report(Outcome(operation, skipped=True))
+            else:
+                possible.append(operation)
+        errors = await self._kernel.addresses.apply_many(possible)
+        gone = []
+        for operation, error in zip(possible, errors, strict=True):
+            if error is not None:
+                self._failed_addresses.add(operation.vip)
+            elif isinstance(operation, DeleteAddress):
+                gone.append(operation.vip)
+            self._report(Outcome(operation, error))
+        if self._kernel.announcer is not None:
+            self._kernel.announcer.discard(gone)
+
+    async def announcements(self, operations: list[AnnounceAddress]) -> None:
+        possible = []
+        for operation in operations:
+            if operation.vip in self._failed_addresses:
+                self._report(Outcome(operation, skipped=True))
+            else:
+                possible.append(operation)
+        if not possible:
+            return
+        vips = [operation.vip for operation in possible]
+        error: LbdrError | None = None
+        if self._kernel.announcer is not None:
+            self._kernel.announcer.add(vips)
+        else:
+            try:
+                await announce(vips, possible[0].repeat)
+            except LbdrError as failure:
+                error = failure
+        for operation in possible:
+            self._report(Outcome(operation, error))
+
+
+_Handler = Callable[[_Run, list[Any]], Awaitable[None]]
+_HANDLERS: dict[type, _Handler] = {
+    SetSysctl: _Run.sysctls,
+    ProbeAddress: _Run.probes,
+    AddAddress: _Run.addresses,
+    DeleteAddress: _Run.addresses,
+    AnnounceAddress: _Run.announcements,
+}
+
+
+def _subsystem(operation: Operation) -> _Handler:
+    return _HANDLERS.get(type(operation), _Run.services)
+
+
+def _service_key(operation: IpvsOperation) -> Key | None:
+    match operation:
+        case AddService(service) | SetService(service):
+            return service.key
+        case SetTimeouts():
+            return None
+    return operation.key

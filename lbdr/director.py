@@ -1,0 +1,129 @@
+"""What the daemon knows of its director; shared by its tasks, all on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import operator
+from dataclasses import dataclass, field
+
+from lbdr.config.host import host_problems
+from lbdr.config.load import Loaded
+from lbdr.datapath.announce import Announcer
+from lbdr.datapath.kernel import Kernel
+from lbdr.desired import expand
+from lbdr.dirty import Dirty
+from lbdr.errors import Problem
+from lbdr.model import DesiredState, HostNetwork, Role, VirtualAddress
+from lbdr.paths import Paths
+from lbdr.reconcile import EVERYTHING, Reconciler, Report, Scope
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Director:
+    """A director at run time.
+
+    Args:
+        paths: its files.
+        kernel: open.
+        reconciler: with the state.
+        loaded: the configuration in force.
+        network: the interfaces as last seen.
+        dirty: what is to be looked at again.
+        report: of the last pass over everything, or of a later one that left something undone.
+        trouble: what else is wrong, by subject.
+        stop: set when the daemon is to end.
+        withdrawn: everything of lbdr's is to leave the kernel.
+    """
+
+    paths: Paths
+    kernel: Kernel
+    reconciler: Reconciler
+    loaded: Loaded
+    network: HostNetwork = field(default_factory=HostNetwork)
+    dirty: Dirty = field(default_factory=Dirty)
+    report: Report = field(default_factory=Report)
+    trouble: dict[str, str] = field(default_factory=dict)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    withdrawn: bool = False
+    _basis: tuple[object, ...] = ()
+    _desired: DesiredState = field(default_factory=DesiredState)
+
+    @property
+    def configured_role(self) -> Role:
+        """The configuration's role."""
+        return self.loaded.configuration.director.role
+
+    @property
+    def role(self) -> Role:
+        """The role set at run time, else the configuration's."""
+        return self.reconciler.state.role or self.configured_role
+
+    def desired(self) -> DesiredState:
+        """What the kernel is to hold, by the interfaces as last seen."""
+        if self.withdrawn:
+            return DesiredState()
+        weights = self.reconciler.state.weights
+        # asked at every poll: expanded anew only when one of its sources was replaced
+        basis = (self.loaded, self.network, self.role, weights)
+        if len(self._basis) != len(basis) or any(map(operator.is_not, self._basis, basis)):
+            self._desired = expand(
+                self.loaded.configuration, self.network, role=self.role, weights=weights
+            )
+            self._basis = basis
+        return self._desired
+
+    async def use(self, loaded: Loaded) -> None:
+        """Put a configuration in force; the caller marks what is to be looked at."""
+        before = self.loaded.configuration.director.gratuitous_arp
+        self.loaded = loaded
+        settings = loaded.configuration.director
+        self.kernel.probe = settings.address_probe
+        old = self.kernel.announcer
+        if old is None:
+            self.kernel.announcer = Announcer(settings.gratuitous_arp)
+        elif before != settings.gratuitous_arp:
+            vips = old.vips
+            await old.close()
+            self.kernel.announcer = Announcer(settings.gratuitous_arp)
+            self.kernel.announcer.add(vips)
+
+    def held(self) -> set[VirtualAddress]:
+        """The wanted VIPs that this host has."""
+        return {
+            vip
+            for vip in self.desired().addresses
+            if vip.interface in self.network.holders(vip.address)
+        }
+
+    def host_problems(self) -> list[Problem]:
+        """What of the configuration this machine cannot do."""
+        return host_problems(self.loaded, self.network)
+
+    def take_report(self, report: Report, scope: Scope) -> None:
+        """Remember what a pass left undone, and log it when it is news."""
+        before, error = self.report.error(), report.error()
+        if scope == EVERYTHING or error is not None:
+            self.report = report
+        if error is not None and (before is None or error.message != before.message):
+            log.error("%s", error)
+
+    def set_trouble(self, subject: str, reason: str) -> None:
+        """Keep what is wrong for status, and log it when it begins, changes and ends."""
+        if self.trouble.get(subject, "") == reason:
+            return
+        if reason:
+            self.trouble[subject] = reason
+            log.error("%s: %s", subject, reason)
+        else:
+            del self.trouble[subject]
+            log.info("%s: works again", subject)
+
+    def problems(self) -> list[str]:
+        """What needs somebody, a line each."""
+        lines = [str(problem) for problem in self.host_problems()]
+        lines += [f"{subject}: {reason}" for subject, reason in sorted(self.trouble.items())]
+        error = self.report.error()
+        return lines + (error.message.splitlines() if error else [])

@@ -1,0 +1,115 @@
+"""Plan, apply, withdraw and status without a daemon: connect, do it once, and go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from lbdr import __version__
+from lbdr.config.host import host_problems
+from lbdr.config.load import Loaded, load
+from lbdr.datapath.kernel import Kernel
+from lbdr.desired import expand
+from lbdr.errors import ConfigError
+from lbdr.model import DesiredState, HostNetwork
+from lbdr.paths import Paths, exclusive
+from lbdr.plan import Plan
+from lbdr.reconcile import Reconciler, Report
+from lbdr.state import StateStore
+from lbdr.status import Status, director_status
+from lbdr.vip_owners import vip_owners
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    loaded: Loaded
+    network: HostNetwork
+    reconciler: Reconciler
+
+    def desired(self) -> DesiredState:
+        """What the kernel is to hold.
+
+        Raises:
+            ConfigError: this machine cannot do what the configuration asks.
+        """
+        problems = host_problems(self.loaded, self.network)
+        if problems:
+            raise ConfigError(problems)
+        configuration, state = self.loaded.configuration, self.reconciler.state
+        role = state.role or configuration.director.role
+        return expand(configuration, self.network, role=role, weights=state.weights)
+
+
+@asynccontextmanager
+async def _session(paths: Paths) -> AsyncIterator[_Session]:
+    loaded = load(paths.config)
+    store = StateStore(paths.state)
+    state = store.load()
+    async with await Kernel.open() as kernel:
+        kernel.probe = loaded.configuration.director.address_probe
+        network = await kernel.addresses.observe()
+        yield _Session(loaded, network, Reconciler(kernel, store, state))
+
+
+async def plan(paths: Paths, *, adopt: bool = False) -> Plan:
+    """What `apply` would do.
+
+    Args:
+        paths: of the director.
+        adopt: take over services of others that are not as wanted.
+
+    Raises:
+        LbdrError: the configuration, the machine or the kernel does not allow it.
+    """
+    async with _session(paths) as session:
+        found, _ = await session.reconciler.plan(session.desired(), adopt=adopt)
+        return found
+
+
+async def apply(paths: Paths, *, adopt: bool = False) -> Report:
+    """Bring the kernel to what the configuration wants, once.
+
+    Arguments and errors as for `plan`; ControlError where a daemon does it already.
+    """
+    with exclusive(paths, who="apply"):
+        async with _session(paths) as session:
+            return await session.reconciler.reconcile(session.desired(), adopt=adopt)
+
+
+async def withdraw(paths: Paths) -> Report:
+    """Take everything of lbdr's out of the kernel; needs no configuration.
+
+    Raises:
+        LbdrError: the kernel or the state directory does not allow it; a daemon runs.
+    """
+    with exclusive(paths, who="withdraw"):
+        store = StateStore(paths.state)
+        state = store.load()
+        async with await Kernel.open() as kernel:
+            return await Reconciler(kernel, store, state).reconcile(DesiredState())
+
+
+async def status(paths: Paths) -> Status:
+    """The status of a director that no daemon serves.
+
+    Raises:
+        LbdrError: the configuration, the state or the kernel cannot be read.
+    """
+    async with _session(paths) as session:
+        configuration, state = session.loaded.configuration, session.reconciler.state
+        return director_status(
+            configuration,
+            role=state.role or configuration.director.role,
+            services=await session.reconciler.kernel.observe_services(),
+            owned=state.owned.services,
+            network=session.network,
+            weights=state.weights,
+            owners=await vip_owners(configuration, session.network),
+            problems=[str(problem) for problem in host_problems(session.loaded, session.network)],
+            config=str(paths.config),
+            version=__version__,
+            kernel=os.uname().release,
+            daemon=None,
+        )

@@ -1,0 +1,150 @@
+"""What the daemon does when it is asked on the control socket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from lbdr import __version__
+from lbdr.control.protocol import (
+    Done,
+    PlanRequest,
+    PlanResult,
+    ReloadRequest,
+    Request,
+    RoleRequest,
+    RoleResult,
+    StatusRequest,
+    WeightRequest,
+    WithdrawRequest,
+)
+from lbdr.director import Director
+from lbdr.errors import ControlError, LbdrError
+from lbdr.model import Role
+from lbdr.status import Status, director_status
+from lbdr.vip_owners import vip_owners
+
+
+class Requests:
+    """Does requests.
+
+    Args:
+        director: at run time.
+        reload: reads the configuration again and marks everything.
+    """
+
+    def __init__(self, director: Director, reload: Callable[[], Awaitable[None]]) -> None:
+        self._director = director
+        self._reload = reload
+
+    async def handle(self, request: Request) -> dict[str, Any]:
+        """Do a request.
+
+        Raises:
+            LbdrError: it was not done, or left something undone.
+        """
+        match request:
+            case StatusRequest():
+                return (await self._status()).model_dump(mode="json")
+            case PlanRequest():
+                return (await self._plan()).model_dump(mode="json")
+            case RoleRequest(role=role, reset=reset):
+                return (await self._role(role, reset=reset)).model_dump(mode="json")
+            case WeightRequest():
+                return (await self._weight(request)).model_dump(mode="json")
+            case ReloadRequest():
+                await self._reload()
+                return (await self._done()).model_dump(mode="json")
+            case WithdrawRequest():
+                return (await self._withdraw()).model_dump(mode="json")
+
+    async def _status(self) -> Status:
+        director = self._director
+        return director_status(
+            director.loaded.configuration,
+            role=director.role,
+            services=await director.kernel.observe_services(),
+            owned=director.reconciler.state.owned.services,
+            network=director.network,
+            weights=director.reconciler.state.weights,
+            owners=await vip_owners(director.loaded.configuration, director.network),
+            problems=director.problems(),
+            config=str(director.paths.config),
+            version=__version__,
+            kernel=os.uname().release,
+            daemon=os.getpid(),
+        )
+
+    async def _plan(self) -> PlanResult:
+        director = self._director
+        plan, _ = await director.reconciler.plan(director.desired())
+        return PlanResult(
+            operations=[operation.command for operation in plan.operations],
+            conflicts=[str(conflict) for conflict in plan.conflicts],
+        )
+
+    async def _role(self, role: Role | None, *, reset: bool) -> RoleResult:
+        director = self._director
+        operations: list[str] = []
+        if role is not None or reset:
+            director.reconciler.save(role=role)
+            director.dirty.mark(host=True)
+            operations = (await self._done()).operations
+        return RoleResult(
+            role=director.role, configured=director.configured_role, operations=operations
+        )
+
+    async def _weight(self, request: WeightRequest) -> Done:
+        director = self._director
+        weights = dict(director.reconciler.state.weights)
+        touched = []
+        for virtual in director.loaded.configuration.virtual_services:
+            if request.virtual_service not in (None, virtual.name):
+                continue
+            if all(server.name != request.real_server for server in virtual.real_servers):
+                continue
+            touched.append(virtual)
+            if request.weight is None:
+                weights.pop((virtual.name, request.real_server), None)
+            else:
+                weights[virtual.name, request.real_server] = request.weight
+        if not touched:
+            where = (
+                f"virtual service {request.virtual_service}"
+                if request.virtual_service
+                else ("any virtual service")
+            )
+            raise ControlError(
+                f"there is no real server {request.real_server} in {where}",
+                hint="`lbdr status` shows the names",
+            )
+        director.reconciler.save(weights=weights)
+        director.dirty.mark(virtual.key for virtual in touched if not virtual.needs_mark)
+        return await self._done()
+
+    async def _withdraw(self) -> Done:
+        director = self._director
+        director.withdrawn = True
+        director.dirty.mark_everything()
+        try:
+            done = await self._done()
+        except LbdrError:
+            director.withdrawn = False  # it goes on serving what is left, and says so
+            director.dirty.mark_everything()
+            raise
+        director.stop.set()
+        return done
+
+    async def _done(self) -> Done:
+        """Wait until what was marked has been looked at; an error where something is undone."""
+        director = self._director
+        report = await director.dirty.settled()
+        error = report.error()
+        if error is not None:
+            raise error
+        return Done(
+            operations=[operation.command for operation in report.applied],
+            role=director.role,
+            virtual_services=len(director.loaded.configuration.virtual_services),
+        )

@@ -1,0 +1,220 @@
+"""What must outlive the daemon: what in the kernel is lbdr's, and what the operator set.
+
+One JSON file, replaced whole. The generation before it is kept beside it and serves when the newer
+one cannot be read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lbdr.errors import StateError
+from lbdr.model import MAX_WEIGHT, MarkKey, Protocol, Role, ServiceKey, VirtualAddress
+from lbdr.plan import Ownership
+
+log = logging.getLogger(__name__)
+
+_NAME = "state.json"
+_PREVIOUS = "state.json.previous"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the state directory holds.
+
+    Args:
+        owned: what lbdr made.
+        role: the role set at run time; None leaves the configuration's.
+        weights: set by the operator: (virtual service, real server) -> weight.
+    """
+
+    owned: Ownership = field(default_factory=Ownership)
+    role: Role | None = None
+    weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _ServiceEntry(_Strict):
+    protocol: Protocol
+    address: IPv4Address | IPv6Address
+    port: int = Field(ge=0, le=65535)
+
+
+class _MarkEntry(_Strict):
+    mark: int = Field(gt=0, lt=1 << 32)
+    version: Literal[4, 6]
+
+
+class _AddressEntry(_Strict):
+    address: IPv4Address | IPv6Address
+    interface: str
+
+
+class _WeightEntry(_Strict):
+    virtual_service: str
+    real_server: str
+    weight: int = Field(ge=0, le=MAX_WEIGHT)
+
+
+class _File(_Strict):
+    version: Literal[1] = 1
+    services: list[_ServiceEntry | _MarkEntry] = []
+    addresses: list[_AddressEntry] = []
+    sysctls: dict[str, str] = {}
+    role: Role | None = None
+    weights: list[_WeightEntry] = []
+
+
+class StateStore:
+    """The state directory.
+
+    Args:
+        directory: made with mode 0700 when it is first written to.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory / _NAME
+
+    def load(self) -> State:
+        """What was saved last; an empty state where nothing ever was.
+
+        Raises:
+            StateError: neither the file nor the generation before it can be read.
+        """
+        problems: list[str] = []
+        for path in (self.path, self.directory / _PREVIOUS):
+            try:
+                state = _parse(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                problems.append(f"{path}: {_one_line(error)}")
+                continue
+            for problem in problems:
+                log.error("state file unreadable, using the one before it: %s", problem)
+            return state
+        if problems:
+            raise StateError(
+                "the state file cannot be read: " + "; ".join(problems),
+                hint=f"nothing was changed. Mend {self.path}, or move it away: lbdr then adopts "
+                f"services that are as the configuration wants them, leaves others alone, and "
+                f"forgets weights and role set at run time",
+            )
+        return State()
+
+    def save(self, state: State) -> None:
+        """Replace what was saved, whole or not at all.
+
+        Raises:
+            StateError: it cannot be written (full disk, read-only, not permitted).
+        """
+        temporary = self.directory / f".{_NAME}.{os.getpid()}"
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+            )
+            try:
+                with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, not a path
+                    file.write(_render(state))
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._keep_previous()
+                temporary.replace(self.path)
+            finally:
+                with suppress(FileNotFoundError):
+                    temporary.unlink()
+            _sync_directory(self.directory)
+        except OSError as error:
+            raise StateError(
+                f"{self.path} cannot be written: {error.strerror}",
+                hint="nothing was changed in the kernel; make room or give the directory with "
+                "--state-dir",
+            ) from error
+
+    def _keep_previous(self) -> None:
+        link = self.directory / f".{_PREVIOUS}.{os.getpid()}"
+        with suppress(FileNotFoundError):
+            link.unlink()
+        try:
+            os.link(self.path, link)
+        except FileNotFoundError:
+            return  # the first time
+        link.replace(self.directory / _PREVIOUS)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _parse(data: bytes) -> State:
+    file = _File.model_validate_json(data)
+    services: set[ServiceKey | MarkKey] = set()
+    for entry in file.services:
+        if isinstance(entry, _MarkEntry):
+            services.add(MarkKey(entry.mark, entry.version))
+        else:
+            services.add(ServiceKey(entry.protocol, entry.address, entry.port))
+    return State(
+        owned=Ownership(
+            services=frozenset(services),
+            addresses=frozenset(
+                VirtualAddress(entry.address, entry.interface) for entry in file.addresses
+            ),
+            sysctls=file.sysctls,
+        ),
+        role=file.role,
+        weights={
+            (entry.virtual_service, entry.real_server): entry.weight for entry in file.weights
+        },
+    )
+
+
+def _render(state: State) -> bytes:
+    services: list[_ServiceEntry | _MarkEntry] = []
+    for key in sorted(state.owned.services, key=lambda key: key.sort_key):
+        if isinstance(key, MarkKey):
+            services.append(_MarkEntry(mark=key.mark, version=6 if key.version == 6 else 4))
+        else:
+            services.append(
+                _ServiceEntry(protocol=key.protocol, address=key.address, port=key.port)
+            )
+    file = _File(
+        services=services,
+        addresses=[
+            _AddressEntry(address=vip.address, interface=vip.interface)
+            for vip in sorted(state.owned.addresses, key=str)
+        ],
+        sysctls=dict(sorted(state.owned.sysctls.items())),
+        role=state.role,
+        weights=[
+            _WeightEntry(virtual_service=virtual, real_server=real, weight=weight)
+            for (virtual, real), weight in sorted(state.weights.items())
+        ],
+    )
+    return file.model_dump_json(indent=1).encode() + b"\n"
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"{place}: {first['msg']}" if place else str(first["msg"])
+    return str(error)

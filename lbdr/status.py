@@ -1,0 +1,319 @@
+"""What a director does and holds, for a person or a program; pure.
+
+Built from the configuration and from what the kernel says; the daemon sends it, and without a
+daemon the command builds it itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lbdr.desired import Weights, service_for
+from lbdr.model import (
+    Configuration,
+    Counters,
+    HostNetwork,
+    MarkKey,
+    ObservedRealServer,
+    ObservedService,
+    RealServer,
+    Role,
+    ServiceKey,
+    VirtualService,
+    endpoint,
+)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rates(_Model):
+    """IPVS's two-second averages, per second."""
+
+    connections: int = 0
+    packets_in: int = 0
+    packets_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class Totals(_Model):
+    """IPVS's counters since the entry was made. In DR replies do not pass: out stays 0."""
+
+    connections: int = 0
+    packets_in: int = 0
+    packets_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class RealServerStatus(_Model):
+    """A real server of a virtual service.
+
+    Args:
+        state: online; drain (weight 0: open connections finish, no new ones); sorry (stands in);
+            standby (a sorry server that is not needed); missing (wanted, and not in IPVS);
+            foreign (in IPVS, and not wanted).
+        configured_weight: the file's.
+        weight: IPVS's, None where it is not there.
+    """
+
+    name: str
+    address: str
+    port: int
+    state: Literal["online", "drain", "sorry", "standby", "missing", "foreign"]
+    configured_weight: int
+    weight: int | None = None
+    method: str = "dr"
+    active_connections: int = 0
+    inactive_connections: int = 0
+    persistent_connections: int = 0
+    totals: Totals = Totals()
+    rates: Rates = Rates()
+
+
+class VipStatus(_Model):
+    """A VIP, and who owns it.
+
+    Args:
+        owner: "this director", a MAC that answers for it, or "" where nobody is seen to.
+        interface: where it is, or would be.
+    """
+
+    address: str
+    interface: str = ""
+    owner: str = ""
+
+
+class VirtualServiceStatus(_Model):
+    """A virtual service.
+
+    Args:
+        state: online; degraded (a wanted real server is missing); drain (no server takes new
+            connections); missing (not in IPVS); unsupported (this version does not program it).
+    """
+
+    name: str
+    protocol: str
+    ports: str
+    vip: VipStatus
+    scheduler: str
+    scheduler_flags: list[str] = []
+    persistence: int | None = None
+    granularity: int | None = None
+    one_packet: bool = False
+    state: Literal["online", "degraded", "drain", "missing", "unsupported"]
+    totals: Totals = Totals()
+    rates: Rates = Rates()
+    real_servers: list[RealServerStatus] = []
+
+
+class Status(_Model):
+    """A director.
+
+    Args:
+        daemon: its pid; None where no daemon runs.
+        configured_role: the file's; another one was set at run time.
+        problems: what needs somebody, in words.
+        foreign_services: virtual services in IPVS that lbdr did not make and leaves alone.
+    """
+
+    director: str
+    role: Role
+    configured_role: Role
+    daemon: int | None = None
+    version: str
+    config: str
+    kernel: str
+    virtual_services: list[VirtualServiceStatus] = []
+    problems: list[str] = []
+    foreign_services: list[str] = []
+
+
+def virtual_service_status(
+    virtual: VirtualService,
+    observed: ObservedService | None,
+    network: HostNetwork,
+    weights: Weights,
+    owners: Mapping[str, str],
+) -> VirtualServiceStatus:
+    """The status of one virtual service.
+
+    Args:
+        virtual: as configured.
+        observed: as IPVS has it; None where it has none.
+        network: this host's interfaces.
+        weights: set by the operator.
+        owners: MAC by VIP, of those that others answer for.
+    """
+    real_servers = _real_servers(virtual, observed, weights)
+    counters = observed.counters if observed else Counters()
+    return VirtualServiceStatus(
+        name=virtual.name,
+        protocol=virtual.protocol.value,
+        ports=str(virtual.ports),
+        vip=_vip(virtual, network, owners),
+        scheduler=virtual.scheduler,
+        scheduler_flags=sorted(service_for(virtual, weights).flags),
+        persistence=virtual.persistence.timeout if virtual.persistence else None,
+        granularity=virtual.persistence.granularity if virtual.persistence else None,
+        one_packet=virtual.one_packet,
+        state=_state(virtual, observed, real_servers),
+        totals=_totals(counters),
+        rates=_rates(counters),
+        real_servers=real_servers,
+    )
+
+
+def _state(
+    virtual: VirtualService, observed: ObservedService | None, servers: list[RealServerStatus]
+) -> Literal["online", "degraded", "drain", "missing", "unsupported"]:
+    if virtual.needs_mark:
+        return "unsupported"
+    if observed is None:
+        return "missing"
+    if any(server.state == "missing" for server in servers):
+        return "degraded"
+    if not any(server.state in ("online", "sorry") for server in servers):
+        return "drain"
+    return "online"
+
+
+def _real_servers(
+    virtual: VirtualService, observed: ObservedService | None, weights: Weights
+) -> list[RealServerStatus]:
+    there = {entry.real_server.key: entry for entry in observed.real_servers} if observed else {}
+    wanted = service_for(virtual, weights).real_servers if not virtual.needs_mark else ()
+    file_weight = {server.key: server.weight for server in virtual.real_servers}
+    sorry = virtual.sorry_server
+    result = []
+    for server in wanted:
+        entry = there.pop(server.key, None)
+        is_sorry = sorry is not None and server.key == sorry.key
+        result.append(_real_server(server, entry, file_weight.get(server.key, 1), sorry=is_sorry))
+    if sorry is not None and all(server.key != sorry.key for server in wanted):
+        result.append(
+            RealServerStatus(
+                name=sorry.name,
+                address=str(sorry.address),
+                port=sorry.port,
+                state="standby",
+                configured_weight=1,
+            )
+        )
+    result += [_real_server(entry.real_server, entry, 0, foreign=True) for entry in there.values()]
+    return result
+
+
+def _real_server(
+    wanted: RealServer,
+    entry: ObservedRealServer | None,
+    configured_weight: int,
+    *,
+    sorry: bool = False,
+    foreign: bool = False,
+) -> RealServerStatus:
+    state: Literal["online", "drain", "sorry", "standby", "missing", "foreign"]
+    if entry is None:
+        state = "missing"
+    elif foreign:
+        state = "foreign"
+    elif entry.real_server.weight == 0:
+        state = "drain"
+    else:
+        state = "sorry" if sorry else "online"
+    counters = entry.counters if entry else Counters()
+    return RealServerStatus(
+        name=wanted.name,
+        address=str(wanted.address),
+        port=wanted.port,
+        state=state,
+        configured_weight=configured_weight,
+        weight=entry.real_server.weight if entry else None,
+        method=(entry.real_server if entry else wanted).method.value,
+        active_connections=entry.active_connections if entry else 0,
+        inactive_connections=entry.inactive_connections if entry else 0,
+        persistent_connections=entry.persistent_connections if entry else 0,
+        totals=_totals(counters),
+        rates=_rates(counters),
+    )
+
+
+def _vip(virtual: VirtualService, network: HostNetwork, owners: Mapping[str, str]) -> VipStatus:
+    address = str(virtual.address)
+    holders = network.holders(virtual.address)
+    if holders:
+        return VipStatus(address=address, interface=holders[0], owner="this director")
+    place = network.interface_for(virtual.address)
+    interface = virtual.interface or (place.name if place else "")
+    return VipStatus(address=address, interface=interface, owner=owners.get(address, ""))
+
+
+def _totals(counters: Counters) -> Totals:
+    values = asdict(counters)
+    return Totals(**{name: values[name] for name in Totals.model_fields})
+
+
+def _rates(counters: Counters) -> Rates:
+    return Rates(
+        connections=counters.connection_rate,
+        packets_in=counters.packet_rate_in,
+        packets_out=counters.packet_rate_out,
+        bytes_in=counters.byte_rate_in,
+        bytes_out=counters.byte_rate_out,
+    )
+
+
+def director_status(
+    configuration: Configuration,
+    *,
+    role: Role,
+    services: Mapping[ServiceKey | MarkKey, ObservedService],
+    owned: frozenset[ServiceKey | MarkKey],
+    network: HostNetwork,
+    weights: Weights,
+    owners: Mapping[str, str],
+    problems: list[str],
+    config: str,
+    version: str,
+    kernel: str,
+    daemon: int | None,
+) -> Status:
+    """The status of a director; arguments as in virtual_service_status and Status."""
+    ours = owned | {virtual.key for virtual in configuration.virtual_services}
+    return Status(
+        director=configuration.director.name,
+        role=role,
+        configured_role=configuration.director.role,
+        daemon=daemon,
+        version=version,
+        config=config,
+        kernel=kernel,
+        virtual_services=[
+            virtual_service_status(
+                virtual,
+                None if virtual.needs_mark else services.get(virtual.key),
+                network,
+                weights,
+                owners,
+            )
+            for virtual in configuration.virtual_services
+        ],
+        problems=problems,
+        foreign_services=[
+            _foreign(key)
+            for key in sorted(services, key=lambda key: key.sort_key)
+            if key not in ours
+        ],
+    )
+
+
+def _foreign(key: ServiceKey | MarkKey) -> str:
+    if isinstance(key, MarkKey):
+        return str(key)
+    return f"{key.protocol.value} {endpoint(key.address, key.port)}"
