@@ -81,6 +81,7 @@ class Plan:
         adopted: services that others made, exactly as wanted: they become lbdr's.
         missing_sysctls: those that this kernel does not have.
         former_sysctls: the values that the operations replace.
+        vanished: what was lbdr's, is not wanted, and is not there: someone else put it right.
     """
 
     operations: tuple[Operation, ...] = ()
@@ -88,6 +89,7 @@ class Plan:
     adopted: frozenset[Key] = frozenset()
     missing_sysctls: tuple[str, ...] = ()
     former_sysctls: Mapping[str, str] = field(default_factory=dict)
+    vanished: Ownership = field(default_factory=Ownership)
 
 
 def make_plan(
@@ -138,6 +140,17 @@ def make_plan(
             for operation in operations
             if isinstance(operation, SetSysctl)
         },
+        vanished=Ownership(
+            services=owned.services - desired.services.keys() - observed.services.keys(),
+            addresses=frozenset(
+                vip
+                for vip in owned.addresses - desired.addresses
+                if not _held(vip, observed.network)
+            ),
+            sysctls={
+                name: was for name, was in restored.items() if observed.sysctls.get(name) == was
+            },
+        ),
     )
 
 

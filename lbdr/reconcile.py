@@ -250,8 +250,10 @@ def _claimed(owned: Ownership, plan: Plan, desired: DesiredState) -> Ownership:
 
     Kept before anything is changed: an entry without an owner would never be deleted.
     """
-    services, addresses, sysctls = set(owned.services), set(owned.addresses), dict(owned.sysctls)
-    services |= plan.adopted
+    gone = plan.vanished
+    services = set(owned.services - gone.services | plan.adopted)
+    addresses = set(owned.addresses - gone.addresses)
+    sysctls = {name: was for name, was in owned.sysctls.items() if name not in gone.sysctls}
     for operation in plan.operations:
         match operation:
             case AddService(service):

@@ -135,8 +135,9 @@ class StateStore:
                 self._keep_previous()
                 temporary.replace(self.path)
             finally:
-                with suppress(FileNotFoundError):
-                    temporary.unlink()
+                for left in (temporary, self._link):
+                    with suppress(FileNotFoundError):
+                        left.unlink()
             _sync_directory(self.directory)
         except OSError as error:
             raise StateError(
@@ -145,15 +146,18 @@ class StateStore:
                 "--state-dir",
             ) from error
 
+    @property
+    def _link(self) -> Path:
+        return self.directory / f".{_PREVIOUS}.{os.getpid()}"
+
     def _keep_previous(self) -> None:
-        link = self.directory / f".{_PREVIOUS}.{os.getpid()}"
         with suppress(FileNotFoundError):
-            link.unlink()
+            self._link.unlink()
         try:
-            os.link(self.path, link)
+            os.link(self.path, self._link)
         except FileNotFoundError:
             return  # the first time
-        link.replace(self.directory / _PREVIOUS)
+        self._link.replace(self.directory / _PREVIOUS)
 
 
 def _sync_directory(directory: Path) -> None:

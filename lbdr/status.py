@@ -285,7 +285,9 @@ def director_status(
     daemon: int | None,
 ) -> Status:
     """The status of a director; arguments as in virtual_service_status and Status."""
-    ours = owned | {virtual.key for virtual in configuration.virtual_services}
+    ours = owned | {
+        virtual.key for virtual in configuration.virtual_services if not virtual.needs_mark
+    }
     return Status(
         director=configuration.director.name,
         role=role,

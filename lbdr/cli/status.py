@@ -28,6 +28,7 @@ _COLOURS = {
     "missing": "red",
     "unsupported": "red",
 }
+_ENDLESS = 10_000
 _UNITS = ("", "K", "M", "G", "T", "P")
 
 
@@ -54,11 +55,19 @@ def status(*, paths: Paths, rate: bool, exit_code: bool, as_json: bool) -> None:
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
-        _show(found, Console(highlight=False), rate=rate)
+        _show(found, _console(), rate=rate)
     if exit_code and (
         found.problems or any(entry.state != "online" for entry in found.virtual_services)
     ):
         raise click.exceptions.Exit(EXIT_NO)
+
+
+def _console() -> Console:
+    """A terminal has its width, where long words are folded; a file or a pipe has none."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_ENDLESS)
+    return console
 
 
 def _show(status: Status, console: Console, *, rate: bool) -> None:
@@ -89,17 +98,15 @@ def _headline(status: Status) -> Text:
 
 
 def _table(status: Status, *, rate: bool) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("virtual service / real server", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("address", no_wrap=True)
-    table.add_column("scheduler / method", no_wrap=True)
-    for name in ("weight", "active", "inactive"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     unit = "/s" if rate else ""
-    for name in (f"conns{unit}", f"packets{unit}", f"bytes{unit}"):
+    table.add_column("virtual service", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    table.add_column("address", overflow="fold")
+    table.add_column("scheduler", overflow="fold")
+    for name in ("weight", "active", "inactive", f"conns{unit}", f"packets{unit}", f"bytes{unit}"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("VIP owner", no_wrap=True)
+    table.add_column("VIP owner", overflow="fold")
     for entry in status.virtual_services:
         _add_service(table, entry, rate=rate)
     return table

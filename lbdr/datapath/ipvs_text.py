@@ -68,27 +68,24 @@ def changed(before: bytes, after: bytes) -> set[ServiceKey | MarkKey]:
     }
 
 
-def _blocks(table: bytes) -> dict[bytes, bytes]:
+def _blocks(table: bytes) -> dict[bytes, list[bytes]]:
     """The lines of each service (its own after the address, its servers'), by its identity.
 
-    Real servers are sorted: their order is history, not configuration.
+    Real servers are sorted: their order is history, not configuration. Two services of one mark,
+    for IPv4 and IPv6, look the same and are kept together.
     """
-    blocks: dict[bytes, bytes] = {}
-    identity = b""
+    blocks: dict[bytes, list[bytes]] = {}
     lines: list[bytes] = []
     for line in table.splitlines()[3:]:
         if line.startswith(b"  ->"):
             lines.append(line)
             continue
-        if identity:
-            blocks[identity] = b"\n".join(sorted(lines))
         match = _SERVICE.match(line)
         if match is None:
             raise KernelError(f"/proc/net/ip_vs has a line that is not understood: {line!r}")
-        identity, lines = match.group(0), [line[match.end() :]]
-    if identity:
-        blocks[identity] = b"\n".join(sorted(lines))
-    return blocks
+        lines = blocks.setdefault(match.group(0), [])
+        lines.append(line[match.end() :])
+    return {identity: sorted(lines) for identity, lines in blocks.items()}
 
 
 def _key(header: bytes) -> ServiceKey | MarkKey:

@@ -359,7 +359,10 @@ def _command_attributes(payload: memoryview, kind: int) -> dict[int, memoryview]
 
 
 def _number(attributes: dict[int, memoryview], kind: int, layout: struct.Struct) -> int:
-    return int(layout.unpack_from(attributes[kind])[0])
+    value = attributes[kind]
+    if len(value) < layout.size:
+        raise ValueError(f"attribute {kind} has {len(value)} bytes, not {layout.size}")
+    return int(layout.unpack_from(value)[0])
 
 
 def _address(packed: memoryview, version: int) -> Address:

@@ -175,7 +175,8 @@ class Demo:
         """Run lbdr on a host and show it as one would type it there."""
         typed = [word for word in arguments if not word.startswith(_PLACES)]
         print(f"{host}# lbdr {' '.join(typed)}")
-        print(self._lab.run(host, [str(LBDR), *arguments]).stdout, end="")
+        for line in self._lab.run(host, [str(LBDR), *arguments]).stdout.splitlines():
+            print(line.rstrip())
 
 
 def _request(traffic: Traffic) -> None:
@@ -212,7 +213,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="the result as the last line")
     arguments = parser.parse_args()
-    os.environ.setdefault("COLUMNS", "150")
     with tempfile.TemporaryDirectory(prefix="lbdr-demo-") as directory, Lab() as lab:
         result = Demo(lab, Path(directory)).run()
     good = (

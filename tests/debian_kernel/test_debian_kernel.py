@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Callable
 
 DebianKernel = Callable[..., subprocess.CompletedProcess[str]]
@@ -14,3 +16,16 @@ def test_ipvs_loads_by_itself(debian_kernel: DebianKernel) -> None:
     service, version = done.stdout.splitlines()
     assert service.split() == ["-A", "-t", "192.0.2.1:80", "-s", "mh"]
     assert "Debian" in version
+
+
+def test_the_demo_runs(debian_kernel: DebianKernel) -> None:
+    """The real daemon, solve-arp and traffic on the kernel that users run."""
+    done = debian_kernel(sys.executable, "scripts/lib/demo.py", "--json", seconds=400)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert "-amd64" in result["kernel"]
+    assert result["failed"] == 0
+    assert sum(result["servers"].values()) == result["requests"]
+    assert result["client_address_seen"]
+    assert result["direct_return"]
+    assert result["vip_answered_by"] == "director"
