@@ -15,6 +15,7 @@ test_packages=(
     git        # which files are the project's
     ipvsadm    # reads back what lbdr wrote
     shellcheck
+    systemd    # runs the unit, in a container in the guest
     tcpdump
 )
 qemu_packages=(
