@@ -23,7 +23,8 @@ from lbdr.errors import ConfigError, LbdrError
 from lbdr.model import MarkKey, ServiceKey
 from lbdr.notify import notify, watchdog
 from lbdr.paths import Paths, exclusive
-from lbdr.reconcile import Reconciler, Report, Scope
+from lbdr.reconcile import Reconciler
+from lbdr.report import Report, Scope
 from lbdr.requests import Requests
 from lbdr.state import StateStore
 
@@ -153,11 +154,7 @@ class Daemon:
             try:
                 report = await self._pass(scope)
             except LbdrError as error:
-                director.set_trouble("reconciling", str(error))
-                self._try_again()
-                for future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
+                self._fail(error, waiting)
             else:
                 director.set_trouble("reconciling", "")
                 _tell(waiting, report)
@@ -189,11 +186,23 @@ class Daemon:
         services, waiting = director.dirty.take_services()
         if services:
             scope = Scope(services=services, host=False)
-            report = await director.reconciler.reconcile(director.desired(), scope, attempts=1)
-            director.take_report(report, scope)
+            try:
+                report = await director.reconciler.reconcile(director.desired(), scope, attempts=1)
+            except LbdrError as error:
+                self._fail(error, waiting)
+            else:
+                director.take_report(report, scope)
+                _tell(waiting, report)
             self._served_between |= services
-            _tell(waiting, report)
         return self._served_between
+
+    def _fail(self, error: LbdrError, waiting: list[asyncio.Future[Report]]) -> None:
+        """A pass ended early: say so, tell those who wait, and look again later."""
+        self._director.set_trouble("reconciling", str(error))
+        self._try_again()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
 
     def _try_again(self) -> None:
         """Look at everything again later, ever later while it goes on failing."""

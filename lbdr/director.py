@@ -16,7 +16,8 @@ from lbdr.dirty import Dirty
 from lbdr.errors import Problem
 from lbdr.model import DesiredState, HostNetwork, Role, VirtualAddress
 from lbdr.paths import Paths
-from lbdr.reconcile import EVERYTHING, Reconciler, Report, Scope
+from lbdr.reconcile import Reconciler
+from lbdr.report import EVERYTHING, Report, Scope
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,19 @@ class Director:
     def problems(self) -> list[str]:
         """What needs somebody, a line each."""
         lines = [str(problem) for problem in self.host_problems()]
+        lines += self._foreign_vips()
         lines += [f"{subject}: {reason}" for subject, reason in sorted(self.trouble.items())]
         error = self.report.error()
         return lines + (error.message.splitlines() if error else [])
+
+    def _foreign_vips(self) -> list[str]:
+        """VIPs that a standby holds all the same: lbdr did not add them, and leaves them alone."""
+        if self.role is Role.ACTIVE:
+            return []
+        owned = {vip.address for vip in self.reconciler.state.owned.addresses}
+        vips = {virtual.address for virtual in self.loaded.configuration.virtual_services}
+        return [
+            f"standby, and {vip} is on {', '.join(holders)} all the same: lbdr did not add it"
+            for vip in sorted(vips - owned, key=str)
+            if (holders := self.network.holders(vip))
+        ]

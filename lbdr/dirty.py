@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lbdr.model import MarkKey, ServiceKey
-from lbdr.reconcile import Report, Scope
+from lbdr.report import Report, Scope
 
 Key = ServiceKey | MarkKey
 

@@ -10,7 +10,7 @@ from lbdr.datapath.kernel import Kernel
 from lbdr.desired import SYSCTLS
 from lbdr.model import DesiredState, MarkKey, ObservedState, ServiceKey
 from lbdr.plan import Ownership, make_plan, service_operations
-from lbdr.reconcile import Scope
+from lbdr.report import Scope
 
 Key = ServiceKey | MarkKey
 

@@ -16,7 +16,8 @@ from lbdr.errors import ConfigError
 from lbdr.model import DesiredState, HostNetwork
 from lbdr.paths import Paths, exclusive
 from lbdr.plan import Plan
-from lbdr.reconcile import Reconciler, Report
+from lbdr.reconcile import Reconciler
+from lbdr.report import Report
 from lbdr.state import StateStore
 from lbdr.status import Status, director_status
 from lbdr.vip_owners import vip_owners

@@ -255,3 +255,13 @@ IpvsOperation = (
 )
 AddressOperation = ProbeAddress | AddAddress | DeleteAddress | AnnounceAddress
 Operation = IpvsOperation | AddressOperation | SetSysctl
+
+
+def service_key(operation: Operation) -> ServiceKey | MarkKey | None:
+    """The virtual service that an operation is about; None for the others."""
+    match operation:
+        case AddService(service) | SetService(service):
+            return service.key
+        case DeleteService(key) | AddRealServer(key) | SetRealServer(key) | DeleteRealServer(key):
+            return key
+    return None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 from errno import ENOENT
 
 from tenacity import (
@@ -17,17 +17,12 @@ from tenacity import (
 
 from lbdr.datapath.kernel import Kernel, Outcome
 from lbdr.desired import SYSCTLS
-from lbdr.errors import KernelError, LbdrError, VerificationError
+from lbdr.errors import KernelError, StateError
 from lbdr.model import DesiredState, HostNetwork, MarkKey, ObservedState, ServiceKey
-from lbdr.operations import (
-    AddAddress,
-    AddService,
-    DeleteAddress,
-    DeleteService,
-    Operation,
-    SetSysctl,
-)
-from lbdr.plan import Conflict, Ownership, Plan, make_plan
+from lbdr.operations import AddService, AnnounceAddress, Operation, SetService, service_key
+from lbdr.ownership import claimed, narrowed, released
+from lbdr.plan import Plan, make_plan
+from lbdr.report import EVERYTHING, Report, Scope
 from lbdr.state import State, StateStore
 
 log = logging.getLogger(__name__)
@@ -37,62 +32,6 @@ Between = Callable[[], Awaitable[Collection[Key]]]
 
 _ATTEMPTS = 4
 _LONGEST_WAIT = 2.0  # seconds between two attempts
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What one pass is about.
-
-    Args:
-        services: only these; None for all.
-        host: VIPs, sysctls and timeouts, too.
-    """
-
-    services: frozenset[Key] | None = None
-    host: bool = True
-
-
-EVERYTHING = Scope()
-
-
-@dataclass(slots=True)
-class Report:
-    """What a pass did.
-
-    Args:
-        applied: operations done, in order, those of earlier attempts first.
-        failed: operations that the kernel refused at the last attempt.
-        skipped: operations not tried at the last attempt, since one before them failed.
-        conflicts: services of others that the configuration wants otherwise.
-        remaining: operations still to do although nothing failed.
-    """
-
-    applied: list[Operation] = field(default_factory=list)
-    failed: list[Outcome] = field(default_factory=list)
-    skipped: list[Operation] = field(default_factory=list)
-    conflicts: tuple[Conflict, ...] = ()
-    remaining: tuple[Operation, ...] = ()
-
-    @property
-    def clean(self) -> bool:
-        """Whether the kernel now holds all that is desired."""
-        return not (self.failed or self.skipped or self.conflicts or self.remaining)
-
-    def error(self) -> LbdrError | None:
-        """All that went wrong, as one error; the class tells who must act."""
-        if self.clean:
-            return None
-        lines = [str(outcome.error) for outcome in self.failed]
-        lines += [f"not tried: {operation.command}" for operation in self.skipped]
-        lines += [f"{conflict}" for conflict in self.conflicts]
-        lines += [f"not in the kernel although applied: {op.command}" for op in self.remaining]
-        lines.append(f"applied: {len(self.applied)} operations, which stay")
-        hint = "what failed is tried again by the next `lbdr apply`, or by the daemon by itself"
-        if self.conflicts:
-            hint += "; `lbdr apply --adopt` takes over services that others made"
-        kinds = {type(outcome.error) for outcome in self.failed if outcome.error is not None}
-        kind = kinds.pop() if len(kinds) == 1 and not self.conflicts else VerificationError
-        return kind("\n".join(lines), hint=hint)
 
 
 class Reconciler:
@@ -138,7 +77,7 @@ class Reconciler:
             network: the interfaces as just seen; None looks.
         """
         observed = await self.observe(scope, network)
-        wanted, owned = _narrowed(desired, self.state.owned, scope)
+        wanted, owned = narrowed(desired, self.state.owned, scope)
         return make_plan(wanted, observed, owned, adopt=adopt), observed.network
 
     async def reconcile(
@@ -167,12 +106,30 @@ class Reconciler:
             StateError: ownership cannot be kept; nothing was changed then.
         """
         applied: list[Operation] = []
+        silent: list[Operation] = []  # VIPs that were added and whose announcement failed
+
+        async def serve_between() -> Collection[Key]:
+            nonlocal scope
+            if between is not None:  # what it served is newer than what is desired here
+                scope = replace(scope, without=scope.without | frozenset(await between()))
+            return scope.without
 
         async def attempt() -> Report:
             nonlocal network
             known, network = network, None
             plan, seen = await self.plan(desired, scope, adopt=adopt, network=known)
-            report = await self._carry_out(plan, seen, desired, why, between)
+            plan = replace(plan, operations=(*plan.operations, *silent))
+            report = await self._carry_out(plan, seen, desired, why, serve_between)
+            report.skipped = [
+                operation
+                for operation in report.skipped
+                if service_key(operation) not in scope.without
+            ]
+            silent[:] = [
+                outcome.operation
+                for outcome in report.failed
+                if isinstance(outcome.operation, AnnounceAddress)
+            ]
             if report.applied and not report.failed:
                 rest, _ = await self.plan(desired, scope, adopt=adopt)
                 report.remaining = rest.operations
@@ -209,10 +166,15 @@ class Reconciler:
         network: HostNetwork,
         desired: DesiredState,
         why: str,
-        between: Between | None,
+        between: Between,
     ) -> Report:
         report = Report(conflicts=plan.conflicts)
-        self.save(owned=_claimed(self.state.owned, plan, desired))
+        try:
+            self.save(owned=claimed(self.state.owned, plan, desired))
+        except StateError as error:
+            raise StateError(
+                f"{error.message}; nothing was changed in the kernel", hint=error.hint
+            ) from error
         if not plan.operations:
             return report
 
@@ -227,57 +189,11 @@ class Reconciler:
                 report.applied.append(outcome.operation)
 
         await self.kernel.apply(plan.operations, network, tell, between)
-        self.save(owned=_released(self.state.owned, report.applied, desired))
+        try:
+            self.save(owned=released(self.state.owned, report, desired))
+        except StateError as error:
+            report.unsaved = error
         return report
-
-
-def _narrowed(
-    desired: DesiredState, owned: Ownership, scope: Scope
-) -> tuple[DesiredState, Ownership]:
-    """Desired state and ownership, as far as a scope goes."""
-    if scope.services is not None:
-        services = {key: desired.services[key] for key in scope.services & desired.services.keys()}
-        desired = replace(desired, services=services)
-        owned = replace(owned, services=owned.services & scope.services)
-    if not scope.host:
-        desired = DesiredState(services=desired.services)
-        owned = Ownership(services=owned.services)
-    return desired, owned
-
-
-def _claimed(owned: Ownership, plan: Plan, desired: DesiredState) -> Ownership:
-    """Ownership once a plan will have been applied, what it deletes still in it.
-
-    Kept before anything is changed: an entry without an owner would never be deleted.
-    """
-    gone = plan.vanished
-    services = set(owned.services - gone.services | plan.adopted)
-    addresses = set(owned.addresses - gone.addresses)
-    sysctls = {name: was for name, was in owned.sysctls.items() if name not in gone.sysctls}
-    for operation in plan.operations:
-        match operation:
-            case AddService(service):
-                services.add(service.key)
-            case AddAddress(vip):
-                addresses.add(vip)
-    for name, value in plan.former_sysctls.items():
-        if name in desired.sysctls:
-            sysctls.setdefault(name, value)
-    return Ownership(frozenset(services), frozenset(addresses), sysctls)
-
-
-def _released(owned: Ownership, applied: Iterable[Operation], desired: DesiredState) -> Ownership:
-    """Ownership without what was deleted and put back."""
-    services, addresses, sysctls = set(owned.services), set(owned.addresses), dict(owned.sysctls)
-    for operation in applied:
-        match operation:
-            case DeleteService(key):
-                services.discard(key)
-            case DeleteAddress(vip):
-                addresses.discard(vip)
-            case SetSysctl(name, _) if name not in desired.sysctls:
-                sysctls.pop(name, None)
-    return Ownership(frozenset(services), frozenset(addresses), sysctls)
 
 
 def _worth_another_attempt(report: Report) -> bool:
@@ -286,6 +202,8 @@ def _worth_another_attempt(report: Report) -> bool:
         isinstance(outcome.error, KernelError)
         and outcome.error.transient
         # a scheduler that this kernel does not have does not appear
-        and not (isinstance(outcome.operation, AddService) and outcome.error.errno == ENOENT)
+        and not (
+            isinstance(outcome.operation, AddService | SetService) and outcome.error.errno == ENOENT
+        )
         for outcome in report.failed
     )

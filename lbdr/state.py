@@ -142,8 +142,7 @@ class StateStore:
         except OSError as error:
             raise StateError(
                 f"{self.path} cannot be written: {error.strerror}",
-                hint="nothing was changed in the kernel; make room or give the directory with "
-                "--state-dir",
+                hint="make room, or name another directory with --state-dir",
             ) from error
 
     @property

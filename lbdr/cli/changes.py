@@ -13,7 +13,7 @@ from lbdr.control import client
 from lbdr.control.protocol import Done, PlanRequest, PlanResult, WithdrawRequest
 from lbdr.errors import EXIT_NO
 from lbdr.paths import Paths
-from lbdr.reconcile import Report
+from lbdr.report import Report
 
 _ADOPT = click.option(
     "--adopt",

@@ -10,6 +10,8 @@ from lbdr.control.protocol import LINE_LIMIT, VERSION, Answer, Envelope, Request
 from lbdr.errors import ControlError, LbdrError, PrivilegeError
 from lbdr.paths import Paths
 
+_SILENCE = "the user must be root or in the group lbdr; journalctl -u lbdr tells more"
+
 
 class RemoteError(LbdrError):
     """The daemon did not do what it was asked; its exit code is that of the cause."""
@@ -50,13 +52,11 @@ def ask(paths: Paths, request: Request, *, timeout: float = 120.0) -> Answer:
                 reply = stream.readline(LINE_LIMIT)
         except OSError as error:
             raise ControlError(
-                f"the daemon on {paths.socket} does not answer: {error}",
-                hint="journalctl -u lbdr",
+                f"the daemon on {paths.socket} does not answer: {error}", hint=_SILENCE
             ) from error
     if not reply.endswith(b"\n"):
         raise ControlError(
-            f"the daemon on {paths.socket} closed the connection without an answer",
-            hint="the user must be root or in the group lbdr; journalctl -u lbdr tells more",
+            f"the daemon on {paths.socket} closed the connection without an answer", hint=_SILENCE
         )
     try:
         answer = Answer.model_validate_json(reply)

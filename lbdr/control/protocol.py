@@ -22,13 +22,17 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StatusRequest(_Message):
+class _Request(_Message):
+    model_config = ConfigDict(strict=True)  # a number is no text, and 1 is not true
+
+
+class StatusRequest(_Request):
     """What the director does and holds."""
 
     command: Literal["status"] = "status"
 
 
-class RoleRequest(_Message):
+class RoleRequest(_Request):
     """Become active or standby; neither asks, and reset returns to the configuration's."""
 
     command: Literal["role"] = "role"
@@ -36,7 +40,7 @@ class RoleRequest(_Message):
     reset: bool = False
 
 
-class WeightRequest(_Message):
+class WeightRequest(_Request):
     """Set a real server's weight over the file's; None returns to the file's."""
 
     command: Literal["weight"] = "weight"
@@ -45,19 +49,19 @@ class WeightRequest(_Message):
     weight: Annotated[int, Field(ge=0, le=MAX_WEIGHT)] | None = None
 
 
-class PlanRequest(_Message):
+class PlanRequest(_Request):
     """What a pass would do now."""
 
     command: Literal["plan"] = "plan"
 
 
-class ReloadRequest(_Message):
+class ReloadRequest(_Request):
     """Read the configuration again."""
 
     command: Literal["reload"] = "reload"
 
 
-class WithdrawRequest(_Message):
+class WithdrawRequest(_Request):
     """Take everything of lbdr's out of the kernel, and stop."""
 
     command: Literal["withdraw"] = "withdraw"
@@ -68,7 +72,7 @@ Request = (
 )
 
 
-class Envelope(_Message):
+class Envelope(_Request):
     """A request with the version of the protocol that it is written in."""
 
     version: int

@@ -154,7 +154,7 @@ class ControlServer:
 def _parse(line: bytes) -> Request:
     try:
         version = json.loads(line).get("version")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ControlError("the request is no JSON object") from error
     if version != VERSION:
         raise ControlError(

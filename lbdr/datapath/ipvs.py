@@ -13,6 +13,8 @@ import logging
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -36,6 +38,7 @@ from lbdr.operations import (
     DeleteRealServer,
     DeleteService,
     IpvsOperation,
+    SetService,
 )
 
 BATCH = 64
@@ -51,6 +54,8 @@ _NLMSGERR_ATTR_MSG = 1
 _HEADER = struct.Struct("=IHHII")
 _RECEIVE = 1 << 16
 _DUMP_TRIES = 5
+_LIST = "ipvsadm -Ln"
+_TIMEOUTS = "ipvsadm -L --timeout"
 
 
 class _Discovery(AsyncGenericNetlinkSocket):  # type: ignore[misc]  # pyroute2 is untyped
@@ -117,20 +122,22 @@ class Ipvs:
             PrivilegeError, KernelError: the kernel refuses.
         """
         for _ in range(_DUMP_TRIES):
-            found = self._dump(wire.dump_services(self._family_id, self._next()), "ipvsadm -Ln")
+            found = self._dump(wire.dump_services(self._family_id, self._next()), _LIST)
             if found is not None:
-                return [wire.parse_service(payload) for payload in found]
-        raise KernelError("ipvsadm -Ln", errno=errno.EINTR, hint="IPVS changes without end; again")
+                with _understood(_LIST):
+                    return [wire.parse_service(payload) for payload in found]
+        raise KernelError(_LIST, errno=errno.EINTR, hint="IPVS changes without end; again")
 
     def real_servers(self, key: ServiceKey | MarkKey) -> tuple[ObservedRealServer, ...]:
         """The real servers of a virtual service, in the kernel's list order (last added first)."""
         version = key.version if isinstance(key, MarkKey) else key.address.version
         for _ in range(_DUMP_TRIES):
             request = wire.dump_real_servers(self._family_id, self._next(), key)
-            found = self._dump(request, "ipvsadm -Ln")
+            found = self._dump(request, _LIST)
             if found is not None:
-                return tuple(wire.parse_real_server(payload, version) for payload in found)
-        raise KernelError("ipvsadm -Ln", errno=errno.EINTR, hint="IPVS changes without end; again")
+                with _understood(_LIST):
+                    return tuple(wire.parse_real_server(payload, version) for payload in found)
+        raise KernelError(_LIST, errno=errno.EINTR, hint="IPVS changes without end; again")
 
     def service(self, key: ServiceKey | MarkKey) -> ObservedService | None:
         """One virtual service with its real servers; None where there is none."""
@@ -143,9 +150,10 @@ class Ipvs:
                 if code == errno.ESRCH:
                     return None
                 if code:
-                    raise _refused(f"ipvsadm -Ln ({key})", code, text)
+                    raise _refused(f"{_LIST} ({key})", code, text)
                 break
-            found = wire.parse_service(payload)
+            with _understood(_LIST):
+                found = wire.parse_service(payload)
         if found is None:
             return None
         return _with_real_servers(found, self.real_servers(key))
@@ -163,9 +171,10 @@ class Ipvs:
             if kind == _NLMSG_ERROR:
                 code, text = _error(payload, flags)
                 if code:
-                    raise _refused("ipvsadm -L --timeout", code, text)
+                    raise _refused(_TIMEOUTS, code, text)
                 break
-            timeouts = wire.parse_timeouts(payload)
+            with _understood(_TIMEOUTS):
+                timeouts = wire.parse_timeouts(payload)
         return timeouts
 
     # --- do it -----------------------------------------------------------------------------------
@@ -191,7 +200,7 @@ class Ipvs:
         results: list[LbdrError | None] = [None] * len(operations)
         self._send(b"".join(messages))
         while pending:
-            for kind, flags, sequence, payload in _split(self._socket.recv(_RECEIVE)):
+            for kind, flags, sequence, payload in _split(self._receive()):
                 place = pending.pop(sequence, -1)
                 if place < 0 or kind != _NLMSG_ERROR:
                     continue
@@ -209,12 +218,22 @@ class Ipvs:
         return self._last
 
     def _send(self, data: bytes) -> None:
-        self._socket.send(data)
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise KernelError("netlink request to IPVS", errno=error.errno or 0) from error
+
+    def _receive(self) -> bytes:
+        """A datagram; KernelError where answers were lost (ENOBUFS), so that nobody waits."""
+        try:
+            return self._socket.recv(_RECEIVE)
+        except OSError as error:
+            raise KernelError("netlink answer of IPVS", errno=error.errno or 0) from error
 
     def _answers(self) -> Iterator[tuple[int, int, memoryview]]:
         """The answers to the last request; the caller stops at the last one."""
         while True:
-            for kind, flags, sequence, payload in _split(self._socket.recv(_RECEIVE)):
+            for kind, flags, sequence, payload in _split(self._receive()):
                 if sequence == self._last:
                     yield kind, flags, payload
 
@@ -234,22 +253,19 @@ class Ipvs:
         return None if interrupted else found
 
 
+@contextmanager
+def _understood(command: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        raise KernelError(f"{command}: the kernel's answer is not understood: {error}") from error
+
+
 def _with_real_servers(
     found: ObservedService, real_servers: tuple[ObservedRealServer, ...]
 ) -> ObservedService:
-    wanted = found.service
-    return ObservedService(
-        service=type(wanted)(
-            key=wanted.key,
-            scheduler=wanted.scheduler,
-            flags=wanted.flags,
-            persistence=wanted.persistence,
-            one_packet=wanted.one_packet,
-            real_servers=tuple(entry.real_server for entry in real_servers),
-        ),
-        real_servers=real_servers,
-        counters=found.counters,
-    )
+    wanted = replace(found.service, real_servers=tuple(entry.real_server for entry in real_servers))
+    return replace(found, service=wanted, real_servers=real_servers)
 
 
 def _split(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
@@ -290,7 +306,7 @@ def _refused(
     if code == errno.EPERM:
         return PrivilegeError(f"{command}: not permitted", hint="run as root (CAP_NET_ADMIN)")
     hint = text
-    if isinstance(operation, AddService) and code == errno.ENOENT:
+    if isinstance(operation, AddService | SetService) and code == errno.ENOENT:
         scheduler = operation.service.scheduler
         hint = f"this kernel has no scheduler {scheduler}: modprobe ip_vs_{scheduler}"
     elif isinstance(operation, AddService | AddRealServer) and code == errno.EEXIST:

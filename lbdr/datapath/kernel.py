@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -28,15 +28,15 @@ from lbdr.model import (
 )
 from lbdr.operations import (
     AddAddress,
+    AddRealServer,
     AddService,
     AnnounceAddress,
     DeleteAddress,
     IpvsOperation,
     Operation,
     ProbeAddress,
-    SetService,
     SetSysctl,
-    SetTimeouts,
+    service_key,
 )
 
 Key = ServiceKey | MarkKey
@@ -130,7 +130,7 @@ class Kernel:
             network: the interfaces as observed for the plan.
             report: told of each operation what became of it.
             between: called between batches, so that something urgent need not wait for the end;
-                returns the services whose further operations are out of date.
+                returns the services whose further operations are out of date: they are dropped.
         """
         run = _Run(self, network, report, between)
         for subsystem, group in itertools.groupby(operations, key=_subsystem):
@@ -156,33 +156,25 @@ class _Run:
         self._outdated: Collection[Key] = ()
 
     async def services(self, operations: list[IpvsOperation]) -> None:
-        for start in range(0, len(operations), BATCH):
-            batch = [
-                operation
-                for operation in operations[start : start + BATCH]
-                if self._still_to_do(operation)
-            ]
-            for operation, error in zip(batch, self._kernel.ipvs.apply(batch), strict=True):
-                self._judge_service(operation, error)
+        for group in _batches(operations):
+            batch = [operation for operation in group if self._still_to_do(operation)]
+            if batch:
+                for operation, error in zip(batch, self._kernel.ipvs.apply(batch), strict=True):
+                    self._judge_service(operation, error)
             await asyncio.sleep(0)
             if self._between is not None:
                 self._outdated = await self._between()
 
     def _still_to_do(self, operation: IpvsOperation) -> bool:
-        key = _service_key(operation)
+        key = service_key(operation)
         if key is None or (key not in self._failed_services and key not in self._outdated):
             return True
         self._report(Outcome(operation, skipped=True))
         return False
 
     def _judge_service(self, operation: IpvsOperation, error: LbdrError | None) -> None:
-        key = _service_key(operation)
-        if error is not None and key in self._failed_services:
-            # sent in one batch with the service that it belongs to, which the kernel refused
-            self._report(Outcome(operation, skipped=True))
-            return
-        if error is not None and key is not None and isinstance(operation, AddService):
-            self._failed_services.add(key)
+        if error is not None and isinstance(operation, AddService):
+            self._failed_services.add(operation.service.key)
         self._report(Outcome(operation, error))
 
     async def sysctls(self, operations: list[SetSysctl]) -> None:
@@ -237,8 +229,10 @@ class _Run:
 
     async def addresses(self, operations: list[AddAddress | DeleteAddress]) -> None:
         possible = []
+        unclaimed = {vip.address for vip in self._failed_addresses}
         for operation in operations:
-            if isinstance(operation, AddAddress) and operation.vip in self._failed_addresses:
+            # one that moves is not deleted here when it could not be added there
+            if operation.vip.address in unclaimed:
                 self._report(Outcome(operation, skipped=True))
             else:
                 possible.append(operation)
@@ -285,14 +279,25 @@ _HANDLERS: dict[type, _Handler] = {
 }
 
 
+def _batches(operations: Sequence[IpvsOperation]) -> Iterator[list[IpvsOperation]]:
+    """Operations for one send each.
+
+    A service's real servers wait until the kernel has said that the service was added: someone else
+    may have made it meanwhile, and would find them in theirs.
+    """
+    batch: list[IpvsOperation] = []
+    adding: set[Key] = set()
+    for operation in operations:
+        belongs = isinstance(operation, AddRealServer) and operation.key in adding
+        if belongs or len(batch) == BATCH:
+            yield batch
+            batch, adding = [], set()
+        batch.append(operation)
+        if isinstance(operation, AddService):
+            adding.add(operation.service.key)
+    if batch:
+        yield batch
+
+
 def _subsystem(operation: Operation) -> _Handler:
     return _HANDLERS.get(type(operation), _Run.services)
-
-
-def _service_key(operation: IpvsOperation) -> Key | None:
-    match operation:
-        case AddService(service) | SetService(service):
-            return service.key
-        case SetTimeouts():
-            return None
-    return operation.key

@@ -1,0 +1,77 @@
+"""What a pass is about, and what it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lbdr.datapath.kernel import Outcome
+from lbdr.errors import LbdrError, StateError, VerificationError
+from lbdr.model import MarkKey, ServiceKey
+from lbdr.operations import Operation
+from lbdr.plan import Conflict
+
+Key = ServiceKey | MarkKey
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What one pass is about.
+
+    Args:
+        services: only these; None for all.
+        host: VIPs, sysctls and timeouts, too.
+        without: not these services, whatever else is said.
+    """
+
+    services: frozenset[Key] | None = None
+    host: bool = True
+    without: frozenset[Key] = frozenset()
+
+
+EVERYTHING = Scope()
+
+
+@dataclass(slots=True)
+class Report:
+    """What a pass did.
+
+    Args:
+        applied: operations done, in order, those of earlier attempts first.
+        failed: operations that the kernel refused at the last attempt.
+        skipped: operations not tried at the last attempt, since one before them failed.
+        conflicts: services of others that the configuration wants otherwise.
+        remaining: operations still to do although nothing failed.
+        unsaved: why the state could not be kept after the kernel was changed; what was kept before
+            claims too much, never too little.
+    """
+
+    applied: list[Operation] = field(default_factory=list)
+    failed: list[Outcome] = field(default_factory=list)
+    skipped: list[Operation] = field(default_factory=list)
+    conflicts: tuple[Conflict, ...] = ()
+    remaining: tuple[Operation, ...] = ()
+    unsaved: StateError | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether the kernel now holds all that is desired, and the state is kept."""
+        return not (self.failed or self.skipped or self.conflicts or self.remaining or self.unsaved)
+
+    def error(self) -> LbdrError | None:
+        """All that went wrong, as one error; the class tells who must act."""
+        if self.clean:
+            return None
+        lines = [str(outcome.error) for outcome in self.failed]
+        lines += [f"not tried: {operation.command}" for operation in self.skipped]
+        lines += [f"{conflict}" for conflict in self.conflicts]
+        lines += [f"not in the kernel although applied: {op.command}" for op in self.remaining]
+        if self.unsaved is not None:
+            lines.append(self.unsaved.message)
+        lines.append(f"applied: {len(self.applied)} operations, which stay")
+        hint = "what failed is tried again by the next `lbdr apply`, or by the daemon by itself"
+        if self.conflicts:
+            hint += "; `lbdr apply --adopt` takes over services that others made"
+        errors = [outcome.error for outcome in self.failed] + [self.unsaved]
+        kinds = {type(error) for error in errors if error is not None}
+        kind = kinds.pop() if len(kinds) == 1 and not self.conflicts else VerificationError
+        return kind("\n".join(lines), hint=hint)
