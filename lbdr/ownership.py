@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lbdr.model import DesiredState
-from lbdr.operations import AddAddress, AddService, DeleteAddress, DeleteService, SetSysctl
+from lbdr.operations import (
+    AddAddress,
+    AddService,
+    DeleteAddress,
+    DeleteService,
+    SetSysctl,
+    SetTimeouts,
+)
 from lbdr.plan import Ownership, Plan
 from lbdr.report import Report, Scope
 
@@ -52,12 +59,16 @@ def claimed(owned: Ownership, plan: Plan, desired: DesiredState) -> Ownership:
     for name, value in plan.former_sysctls.items():
         if name in desired.sysctls:
             sysctls.setdefault(name, value)
-    return Ownership(frozenset(services), frozenset(addresses), sysctls)
+    timeouts = None if plan.vanished.timeouts else owned.timeouts
+    if desired.timeouts is not None and timeouts is None:
+        timeouts = plan.former_timeouts
+    return Ownership(frozenset(services), frozenset(addresses), sysctls, timeouts)
 
 
 def released(owned: Ownership, report: Report, desired: DesiredState) -> Ownership:
     """Ownership without what was deleted, what was put back, and what could not be made."""
     services, addresses, sysctls = set(owned.services), set(owned.addresses), dict(owned.sysctls)
+    timeouts = owned.timeouts
     for operation in report.applied:
         match operation:
             case DeleteService(key):
@@ -66,10 +77,12 @@ def released(owned: Ownership, report: Report, desired: DesiredState) -> Ownersh
                 addresses.discard(vip)
             case SetSysctl(name, _) if name not in desired.sysctls:
                 sysctls.pop(name, None)
+            case SetTimeouts() if desired.timeouts is None:
+                timeouts = None
     for operation in (*(outcome.operation for outcome in report.failed), *report.skipped):
         match operation:
             case AddService(service):
                 services.discard(service.key)
             case AddAddress(vip):
                 addresses.discard(vip)
-    return Ownership(frozenset(services), frozenset(addresses), sysctls)
+    return Ownership(frozenset(services), frozenset(addresses), sysctls, timeouts)

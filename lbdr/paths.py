@@ -72,8 +72,14 @@ def exclusive(paths: Paths, *, who: str) -> Iterator[None]:
                 hint="with a daemon use `lbdr reload`, `lbdr role`, `lbdr withdraw`; "
                 "a second director on this machine needs its own --run-dir and --state-dir",
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{who}, pid {os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{who}, pid {os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise StateError(
+                f"{paths.lock}: {error.strerror}",
+                hint="make room, or give another directory with --run-dir",
+            ) from error
         yield
         os.ftruncate(descriptor, 0)
     finally:

@@ -21,6 +21,7 @@ from lbdr.model import (
     RealServer,
     Service,
     ServiceKey,
+    Timeouts,
     VirtualAddress,
 )
 from lbdr.operations import (
@@ -50,11 +51,13 @@ class Ownership:
         services: keys of the virtual services that lbdr made.
         addresses: VIPs that lbdr added.
         sysctls: the values that were there before lbdr set its own.
+        timeouts: IPVS's, before lbdr set its own; None where it never did.
     """
 
     services: frozenset[Key] = frozenset()
     addresses: frozenset[VirtualAddress] = frozenset()
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    timeouts: Timeouts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class Plan:
         adopted: services that others made, exactly as wanted: they become lbdr's.
         missing_sysctls: those that this kernel does not have.
         former_sysctls: the values that the operations replace.
+        former_timeouts: IPVS's, where the operations replace some.
         vanished: what was lbdr's, is not wanted, and is not there: someone else put it right.
     """
 
@@ -89,6 +93,7 @@ class Plan:
     adopted: frozenset[Key] = frozenset()
     missing_sysctls: tuple[str, ...] = ()
     former_sysctls: Mapping[str, str] = field(default_factory=dict)
+    former_timeouts: Timeouts | None = None
     vanished: Ownership = field(default_factory=Ownership)
 
 
@@ -122,7 +127,7 @@ def make_plan(
         *_sysctls(desired.sysctls, observed),
         *(DeleteAddress(vip) for vip in withdrawn),
         *_deleted_services(desired, observed, owned),
-        *_timeout_operations(desired, observed),
+        *(SetTimeouts(timeouts) for timeouts in _timeouts_to_set(desired, observed, owned)),
         *changes,
         *_added_addresses(desired, observed.network),
         *(DeleteAddress(vip) for vip in moved),
@@ -140,6 +145,11 @@ def make_plan(
             for operation in operations
             if isinstance(operation, SetSysctl)
         },
+        former_timeouts=(
+            observed.timeouts
+            if any(isinstance(operation, SetTimeouts) for operation in operations)
+            else None
+        ),
         vanished=Ownership(
             services=owned.services - desired.services.keys() - observed.services.keys(),
             addresses=frozenset(
@@ -150,6 +160,11 @@ def make_plan(
             sysctls={
                 name: was for name, was in restored.items() if observed.sysctls.get(name) == was
             },
+            timeouts=(
+                owned.timeouts
+                if desired.timeouts is None and owned.timeouts == observed.timeouts
+                else None
+            ),
         ),
     )
 
@@ -198,13 +213,17 @@ def _deleted_services(
         yield DeleteService(key)
 
 
-def _timeout_operations(desired: DesiredState, observed: ObservedState) -> Iterator[Operation]:
-    wanted, there = desired.timeouts, observed.timeouts
-    if wanted is None:
-        return
-    pairs = ((wanted.tcp, there.tcp), (wanted.tcp_fin, there.tcp_fin), (wanted.udp, there.udp))
-    if any(want and want != is_ for want, is_ in pairs):
-        yield SetTimeouts(wanted)
+def _timeouts_to_set(
+    desired: DesiredState, observed: ObservedState, owned: Ownership
+) -> list[Timeouts]:
+    """One, where a timeout is neither as wanted nor, when it is not wanted, as before lbdr."""
+    wanted, former = desired.timeouts or Timeouts(), owned.timeouts or Timeouts()
+    there = observed.timeouts
+    target = Timeouts(
+        wanted.tcp or former.tcp, wanted.tcp_fin or former.tcp_fin, wanted.udp or former.udp
+    )
+    pairs = ((target.tcp, there.tcp), (target.tcp_fin, there.tcp_fin), (target.udp, there.udp))
+    return [target] if any(want and want != is_ for want, is_ in pairs) else []
 
 
 def _sysctls(wanted: Mapping[str, str], observed: ObservedState) -> Iterator[Operation]:

@@ -66,7 +66,7 @@ class Report:
         lines += [f"{conflict}" for conflict in self.conflicts]
         lines += [f"not in the kernel although applied: {op.command}" for op in self.remaining]
         if self.unsaved is not None:
-            lines.append(self.unsaved.message)
+            lines.append(str(self.unsaved))
         lines.append(f"applied: {len(self.applied)} operations, which stay")
         hint = "what failed is tried again by the next `lbdr apply`, or by the daemon by itself"
         if self.conflicts:

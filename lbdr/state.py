@@ -10,15 +10,15 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lbdr.errors import StateError
-from lbdr.model import MAX_WEIGHT, MarkKey, Protocol, Role, ServiceKey, VirtualAddress
+from lbdr.errors import PrivilegeError, StateError
+from lbdr.model import MAX_WEIGHT, MarkKey, Protocol, Role, ServiceKey, Timeouts, VirtualAddress
 from lbdr.plan import Ownership
 
 log = logging.getLogger(__name__)
@@ -68,11 +68,18 @@ class _WeightEntry(_Strict):
     weight: int = Field(ge=0, le=MAX_WEIGHT)
 
 
+class _TimeoutsEntry(_Strict):
+    tcp: int = Field(ge=0)
+    tcp_fin: int = Field(ge=0)
+    udp: int = Field(ge=0)
+
+
 class _File(_Strict):
     version: Literal[1] = 1
     services: list[_ServiceEntry | _MarkEntry] = []
     addresses: list[_AddressEntry] = []
     sysctls: dict[str, str] = {}
+    timeouts: _TimeoutsEntry | None = None
     role: Role | None = None
     weights: list[_WeightEntry] = []
 
@@ -100,6 +107,8 @@ class StateStore:
                 state = _parse(path.read_bytes())
             except FileNotFoundError:
                 continue
+            except PermissionError as error:
+                raise PrivilegeError(f"{path}: permission denied", hint="run as root") from error
             except (OSError, ValueError) as error:
                 problems.append(f"{path}: {_one_line(error)}")
                 continue
@@ -121,7 +130,7 @@ class StateStore:
         Raises:
             StateError: it cannot be written (full disk, read-only, not permitted).
         """
-        temporary = self.directory / f".{_NAME}.{os.getpid()}"
+        temporary = self.directory / f".{_NAME}.new"
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(
@@ -147,7 +156,7 @@ class StateStore:
 
     @property
     def _link(self) -> Path:
-        return self.directory / f".{_PREVIOUS}.{os.getpid()}"
+        return self.directory / f".{_PREVIOUS}.new"
 
     def _keep_previous(self) -> None:
         with suppress(FileNotFoundError):
@@ -182,6 +191,7 @@ def _parse(data: bytes) -> State:
                 VirtualAddress(entry.address, entry.interface) for entry in file.addresses
             ),
             sysctls=file.sysctls,
+            timeouts=Timeouts(**file.timeouts.model_dump()) if file.timeouts else None,
         ),
         role=file.role,
         weights={
@@ -206,6 +216,7 @@ def _render(state: State) -> bytes:
             for vip in sorted(state.owned.addresses, key=str)
         ],
         sysctls=dict(sorted(state.owned.sysctls.items())),
+        timeouts=(_TimeoutsEntry(**asdict(state.owned.timeouts)) if state.owned.timeouts else None),
         role=state.role,
         weights=[
             _WeightEntry(virtual_service=virtual, real_server=real, weight=weight)

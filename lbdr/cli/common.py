@@ -18,7 +18,7 @@ from lbdr.paths import Paths
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+_DIRECTORY = click.Path(path_type=Path, file_okay=False, readable=False)
 _FILE = click.Path(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

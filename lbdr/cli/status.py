@@ -64,9 +64,9 @@ def status(*, paths: Paths, rate: bool, exit_code: bool, as_json: bool) -> None:
 
 def _console() -> Console:
     """A terminal has its width, where long words are folded; a file or a pipe has none."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=_ENDLESS)
+        console = Console(highlight=False, markup=False, emoji=False, width=_ENDLESS)
     return console
 
 

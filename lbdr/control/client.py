@@ -68,6 +68,11 @@ def ask(paths: Paths, request: Request, *, timeout: float = 120.0) -> Answer:
     if answer.failure is not None:
         failure = answer.failure
         raise RemoteError(failure.message, hint=failure.hint, exit_code=failure.exit_code)
+    if answer.version != VERSION or answer.result is None:
+        raise ControlError(
+            f"the answer of the daemon on {paths.socket} is not understood",
+            hint="the daemon is of another version than this command: restart it",
+        )
     return answer
 
 
@@ -83,7 +88,7 @@ def _connect(paths: Paths) -> socket.socket:
     except OSError as error:
         connection.close()
         raise ControlError(
-            f"no daemon answers on {paths.socket}: {error.strerror}",
+            f"no daemon answers on {paths.socket}: {error.strerror or error}",
             hint="systemctl start lbdr, or `lbdr daemon`; --run-dir names another director's",
         ) from error
     return connection

@@ -18,6 +18,7 @@ from lbdr.datapath.announce import Announcer, announce
 from lbdr.datapath.ipvs import BATCH, Ipvs
 from lbdr.errors import AddressInUseError, LbdrError
 from lbdr.model import (
+    Address,
     AddressProbe,
     HostNetwork,
     MarkKey,
@@ -153,6 +154,8 @@ class _Run:
         self._between = between
         self._failed_services: set[Key] = set()
         self._failed_addresses: set[VirtualAddress] = set()
+        self._refused: set[Address] = set()  # VIPs of services that the kernel refused
+        self._served: set[Address] = set()  # VIPs of services that were added
         self._outdated: Collection[Key] = ()
 
     async def services(self, operations: list[IpvsOperation]) -> None:
@@ -173,8 +176,12 @@ class _Run:
         return False
 
     def _judge_service(self, operation: IpvsOperation, error: LbdrError | None) -> None:
-        if error is not None and isinstance(operation, AddService):
-            self._failed_services.add(operation.service.key)
+        if isinstance(operation, AddService):
+            key = operation.service.key
+            if error is not None:
+                self._failed_services.add(key)
+            if isinstance(key, ServiceKey):
+                (self._served if error is None else self._refused).add(key.address)
         self._report(Outcome(operation, error))
 
     async def sysctls(self, operations: list[SetSysctl]) -> None:
@@ -187,7 +194,15 @@ class _Run:
                 self._report(Outcome(operation))
 
     async def probes(self, operations: list[ProbeAddress]) -> None:
-        """All at once, since each takes its time."""
+        """All at once, since each takes its time; none of a VIP that has nothing behind it."""
+        unserved = self._refused - self._served
+        for operation in operations:
+            if operation.vip.address in unserved:
+                self._failed_addresses.add(operation.vip)
+                self._report(Outcome(operation, skipped=True))
+        operations = [
+            operation for operation in operations if operation.vip.address not in unserved
+        ]
         try:
             answers = await arp.probe(
                 [operation.vip for operation in operations], self._network, self._kernel.probe

@@ -63,7 +63,7 @@ RULES = "-A -t 10.77.0.10:80 -s wlc\n-a -t 10.77.0.10:80 -r 10.77.0.21:80 -g -w 
 
 
 def test_the_unit_serves_under_systemd(lab: Lab, tmp_path: Path) -> None:
-    """Ready, with two capabilities; killed, it adopts; a bad reload and a stop leave the datapath."""
+    """Two capabilities are enough; killed, it adopts; a bad reload and a stop change nothing."""
     if not SYSTEMD.exists():
         pytest.fail("the Debian package systemd is missing")
     lbdr = Path(sys.executable).with_name("lbdr")

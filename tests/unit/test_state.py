@@ -83,6 +83,7 @@ def test_the_file_is_for_people_to_read(store: StateStore) -> None:
         ],
         "addresses": [{"address": "fd00::50", "interface": "eth0"}],
         "sysctls": {"net.ipv4.vs.conntrack": "1"},
+        "timeouts": None,
         "role": "standby",
         "weights": [{"virtual_service": "WEB", "real_server": "rs1", "weight": 0}],
     }
