@@ -11,6 +11,7 @@ import logging
 import signal
 from collections.abc import Collection
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 
 from lbdr.config.host import host_problems
 from lbdr.config.load import load
@@ -20,7 +21,7 @@ from lbdr.datapath.notices import Change, ChangeKind
 from lbdr.director import Director
 from lbdr.drift import DriftWatch
 from lbdr.errors import ConfigError, LbdrError
-from lbdr.model import MarkKey, ServiceKey
+from lbdr.model import DesiredState, MarkKey, ServiceKey
 from lbdr.notify import notify, watchdog
 from lbdr.paths import Paths, exclusive
 from lbdr.reconcile import Reconciler
@@ -83,7 +84,7 @@ class Daemon:
         self._retry = _FIRST_RETRY
         self._retry_timer: asyncio.TimerHandle | None = None
         self._served_between: set[Key] = set()
-        self._drifted: set[Key] = set()
+        self._in_force = DesiredState()  # what the kernel was seen to hold, as wanted
 
     async def serve(self) -> None:
         """Run until the director is to stop; a task that fails ends the daemon, loudly."""
@@ -162,23 +163,39 @@ class Daemon:
     async def _pass(self, scope: Scope) -> Report:
         director = self._director
         self._served_between.clear()
-        drift = bool(self._drifted) and scope.services is not None
-        self._drifted.clear()
         if scope.host:
             director.network = await director.kernel.addresses.observe()
+        desired = director.desired()
         report = await director.reconciler.reconcile(
-            director.desired(),
+            desired,
             scope,
-            why="drift, put back" if drift else "applied",
+            why="drift, put back" if self._was_in_force(desired, scope) else "applied",
             network=director.network,
             between=self._between,
         )
         director.take_report(report, scope)
         if report.failed or report.skipped or report.remaining:
             self._try_again()
-        elif scope.services is None:
+            return report
+        if scope.services is None:
             self._retry = _FIRST_RETRY
+        self._put_in_force(desired, scope)
         return report
+
+    def _was_in_force(self, desired: DesiredState, scope: Scope) -> bool:
+        """Whether all that a pass is about was as wanted already: what differs now is drift."""
+        keys = desired.services.keys() if scope.services is None else scope.services
+        before = self._in_force
+        return (not scope.host or _of_host(before) == _of_host(desired)) and all(
+            before.services.get(key) == desired.services.get(key) for key in keys
+        )
+
+    def _put_in_force(self, desired: DesiredState, scope: Scope) -> None:
+        keys = desired.services.keys() if scope.services is None else scope.services
+        seen = {key: desired.services[key] for key in keys & desired.services.keys()}
+        others = {} if scope.services is None else dict(self._in_force.services)
+        host = desired if scope.host else self._in_force
+        self._in_force = replace(host, services={**others, **seen})
 
     async def _between(self) -> Collection[Key]:
         """Serve services that were marked while a long pass is under way."""
@@ -254,7 +271,6 @@ class Daemon:
             return
         director.set_trouble("watching IPVS and sysctls", "")
         if scope is not None:
-            self._drifted |= scope.services or set()
             director.dirty.mark(scope.services or (), host=scope.host)
 
     async def _watch_network(self) -> None:
@@ -275,6 +291,11 @@ class Daemon:
             # a switch whose port was down has forgotten where the VIPs are
             announcer.add(vip for vip in announcer.vips if vip.interface == change.interface)
         director.dirty.mark(host=True)
+
+
+def _of_host(state: DesiredState) -> DesiredState:
+    """A state without its services."""
+    return replace(state, services={})
 
 
 def _tell(waiting: list[asyncio.Future[Report]], report: Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 from pydantic import ValidationError
 
@@ -47,7 +48,8 @@ def ask(paths: Paths, request: Request, *, timeout: float = 120.0) -> Answer:
     with _connect(paths) as connection:
         connection.settimeout(timeout)
         try:
-            connection.sendall(line)
+            with suppress(BrokenPipeError):  # a refusal may have come before the request
+                connection.sendall(line)
             with connection.makefile("rb") as stream:
                 reply = stream.readline(LINE_LIMIT)
         except OSError as error:

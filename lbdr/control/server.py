@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import grp
 import json
 import logging
 import os
-import pwd
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
+from lbdr.control.peers import GROUP, Peer, group_id, is_allowed, peer_of
 from lbdr.control.protocol import (
     ENVELOPE,
     REQUEST_LIMIT,
@@ -26,28 +23,24 @@ from lbdr.control.protocol import (
     Request,
     StatusRequest,
 )
-from lbdr.errors import ControlError, LbdrError, StateError
+from lbdr.errors import ControlError, LbdrError, PrivilegeError, StateError
 from lbdr.paths import Paths
 
 log = logging.getLogger(__name__)
 
-GROUP = "lbdr"
-_UCRED = struct.Struct("=iII")
 _IDLE = 60.0  # seconds that a connection may stay silent
+_GOODBYE = 2.0  # seconds for requests under way when the daemon stops
+_CONNECTIONS = 64
+"""At most so many; of more, those that are silent for longest are closed, so that nobody can keep
+others out, nor use up the daemon's files."""
+
+_NOT_ALLOWED = Failure(
+    exit_code=PrivilegeError.exit_code,
+    message="you may not use the control socket",
+    hint=f"run as root, or join the group {GROUP}",
+)
 
 Handler = Callable[[Request], Awaitable[dict[str, Any]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who is at the other end, as the kernel says (unix(7), SO_PEERCRED)."""
-
-    pid: int
-    uid: int
-    gid: int
-
-    def __str__(self) -> str:
-        return f"uid {self.uid}, pid {self.pid}"
 
 
 class ControlServer:
@@ -63,6 +56,7 @@ class ControlServer:
         self._handler = handler
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._silent: dict[asyncio.StreamWriter, None] = {}  # in the order of their last word
 
     async def start(self) -> None:
         """Listen: mode 0660 with group lbdr, where there is one; else root's alone.
@@ -87,6 +81,9 @@ class ControlServer:
             raise StateError(
                 f"{path}: {error.strerror or error}", hint="give another --run-dir"
             ) from error
+        except StateError:
+            listener.close()
+            raise
         self._server = await asyncio.start_unix_server(
             self._accept, sock=listener, limit=REQUEST_LIMIT
         )
@@ -98,21 +95,26 @@ class ControlServer:
         self._server.close()
         with suppress(FileNotFoundError):
             self._paths.socket.unlink()
-        current = asyncio.current_task()
-        waiting = [task for task in self._connections if task is not current]
-        if waiting:
-            _, late = await asyncio.wait(waiting, timeout=1.0)
-            for task in late:
-                task.cancel()
+        for writer in list(self._silent):
+            writer.close()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=_GOODBYE)
 
     def _open_to_group(self) -> None:
-        gid = _group()
+        gid = group_id()
         if gid is None:
             log.warning("there is no group %s: the control socket is for root alone", GROUP)
             return
         for entry in (self._paths.run, self._paths.socket):
-            if entry.stat().st_gid != gid:
+            if entry.stat().st_gid == gid:
+                continue
+            try:
                 os.chown(entry, -1, gid)
+            except PermissionError as error:
+                raise StateError(
+                    f"{entry} cannot be given to the group {GROUP}: {error.strerror}",
+                    hint="run in that group (systemd: Group=lbdr), or with CAP_CHOWN",
+                ) from error
         self._paths.socket.chmod(0o660)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -120,21 +122,32 @@ class ControlServer:
         if task is not None:
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
-        peer = _peer(writer)
         try:
-            if not _allowed(peer):
+            peer = peer_of(writer.get_extra_info("socket"))
+            if not is_allowed(peer):
                 log.warning("control: refused %s: not root and not in group %s", peer, GROUP)
+                await _reply(writer, Answer(failure=_NOT_ALLOWED))
                 return
-            while line := await asyncio.wait_for(reader.readline(), _IDLE):
-                answer = await self._answer(line, peer)
-                writer.write(answer.model_dump_json(exclude_none=True).encode() + b"\n")
-                await writer.drain()
+            if len(self._connections) > _CONNECTIONS and self._silent:
+                oldest = next(iter(self._silent))
+                del self._silent[oldest]  # now, since many may come before its task has its turn
+                oldest.close()
+            while line := await self._line(reader, writer):
+                await _reply(writer, await self._answer(line, peer))
         except (TimeoutError, ConnectionError):
             pass  # it went away, or had nothing to say
         except ValueError as error:  # a line over the limit
-            log.warning("control: %s from %s", error, peer)
+            log.warning("control: %s", error)
         finally:
             writer.close()
+
+    async def _line(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """The next line; empty when there will be none."""
+        self._silent[writer] = None
+        try:
+            return await asyncio.wait_for(reader.readline(), _IDLE)
+        finally:
+            self._silent.pop(writer, None)
 
     async def _answer(self, line: bytes, peer: Peer) -> Answer:
         try:
@@ -149,6 +162,11 @@ class ControlServer:
             log.exception("control: request failed")
             failure = Failure(exit_code=1, message="internal error", hint="journalctl -u lbdr")
         return Answer(failure=failure)
+
+
+async def _reply(writer: asyncio.StreamWriter, answer: Answer) -> None:
+    writer.write(answer.model_dump_json(exclude_none=True).encode() + b"\n")
+    await writer.drain()
 
 
 def _parse(line: bytes) -> Request:
@@ -167,32 +185,3 @@ def _parse(line: bytes) -> Request:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ControlError(f"the request is not understood: {place}: {first['msg']}") from error
-
-
-def _peer(writer: asyncio.StreamWriter) -> Peer:
-    connection = writer.get_extra_info("socket")
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return Peer(*_UCRED.unpack(data))
-
-
-def _group() -> int | None:
-    try:
-        return grp.getgrnam(GROUP).gr_gid
-    except KeyError:
-        return None
-
-
-def _allowed(peer: Peer) -> bool:
-    """Root, the daemon's own user, and members of the group."""
-    if peer.uid in (0, os.geteuid()):
-        return True
-    gid = _group()
-    if gid is None:
-        return False
-    if peer.gid == gid:
-        return True
-    try:
-        user = pwd.getpwuid(peer.uid)
-    except KeyError:
-        return False
-    return gid in os.getgrouplist(user.pw_name, user.pw_gid)

@@ -77,8 +77,15 @@ class Kernel:
 
         Raises:
             KernelError: this kernel has no IPVS.
+            PrivilegeError: the caller may not use it (CAP_NET_ADMIN).
         """
-        return cls(await Ipvs.open(), Addresses())
+        ipvs = await Ipvs.open()
+        try:
+            ipvs.timeouts()  # any request tells whether one may ask
+        except LbdrError:
+            ipvs.close()
+            raise
+        return cls(ipvs, Addresses())
 
     def close(self) -> None:
         """Disconnect; what the kernel holds stays."""

@@ -66,6 +66,8 @@ guest_clean() {
 # and descriptor 3 is where the guest command's output goes: a pipe, because a guest makes its
 # descriptors non-blocking, and the caller's own terminal or file must not become so.
 guest_run() {
+    # The host keeps a file open for each file that the guest knows; sudo allows a thousand only.
+    ulimit -Sn "$(ulimit -Hn)"
     exec 3> >(exec cat)
     local cat_pid=$!
     # pdeathsig: the guest ends with us even if we are killed by a signal that cannot be caught.

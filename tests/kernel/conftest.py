@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.directors import Director, add_ethernet, fresh_namespace, run
 from netlab import Lab
+
+from tests.directors import Director, add_ethernet, fresh_namespace, run
 
 
 @pytest.fixture(scope="session", autouse=True)

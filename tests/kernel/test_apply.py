@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.directors import Director, ip
 from netlab import INTERFACE, Lab
 
 from lbdr.paths import exclusive
+from tests.directors import Director, ip
 
 CONFIG = """\
 director: {name: lb1}

@@ -19,12 +19,12 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from tests.directors import Director, Result, ip, run
 from netlab import INTERFACE, Lab
 
 from lbdr import reconcile
 from lbdr.datapath import kernel
 from lbdr.plan import Plan, make_plan
+from tests.directors import Director, Result, ip, run
 
 CONFIG = """\
 real_servers:

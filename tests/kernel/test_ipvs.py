@@ -10,7 +10,6 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
-from tests.directors import add_ethernet, fresh_namespace, ip, ipvsadm, rules, run
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from netlab import wait_for
@@ -41,6 +40,7 @@ from lbdr.operations import (
     SetService,
     SetTimeouts,
 )
+from tests.directors import add_ethernet, fresh_namespace, ip, ipvsadm, rules, run
 
 VIP, VIP6 = ip_address("10.77.0.10"), ip_address("fd77::10")
 WEB = ServiceKey(Protocol.TCP, VIP, 80)

@@ -12,8 +12,9 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 import pytest
-from tests.directors import Director
 from netlab import INTERFACE, Lab, wait_for
+
+from tests.directors import Director
 
 HOSTS = {"client": 100, "director": 1, "web1": 21, "web2": 22, "sorry": 29}
 WEBS = ("web1", "web2")

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from lbdr.control import server
+from lbdr.control import peers, server
 from lbdr.control.client import RemoteError, ask, running
+from lbdr.control.peers import Peer
 from lbdr.control.protocol import (
     REQUEST_LIMIT,
     Answer,
@@ -30,7 +31,7 @@ from lbdr.control.protocol import (
     WeightRequest,
     WithdrawRequest,
 )
-from lbdr.control.server import ControlServer, Peer
+from lbdr.control.server import ControlServer
 from lbdr.errors import ControlError, KernelError, PrivilegeError, StateError
 from lbdr.model import Role
 from lbdr.paths import Paths
@@ -296,7 +297,7 @@ def mode(path: Path) -> int:
 def test_without_a_group_the_socket_is_the_daemons_alone(
     paths: Paths, monkeypatch: pytest.MonkeyPatch, umask: int
 ) -> None:
-    monkeypatch.setattr(server, "_group", lambda: None)
+    monkeypatch.setattr(server, "group_id", lambda: None)
 
     async def scenario() -> None:
         before = os.umask(umask)
@@ -313,7 +314,7 @@ def test_with_a_group_the_socket_is_the_groups_too(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gid = os.getgid()
-    monkeypatch.setattr(server, "_group", lambda: gid)
+    monkeypatch.setattr(server, "group_id", lambda: gid)
 
     async def scenario() -> None:
         async with serving(paths, Handler()):
@@ -351,7 +352,7 @@ def test_who_is_allowed(
     monkeypatch: pytest.MonkeyPatch, peer: Peer, groups: list[int], allowed: bool
 ) -> None:
     member_of(monkeypatch, groups)
-    assert server._allowed(peer) is allowed  # noqa: SLF001
+    assert peers.is_allowed(peer) is allowed
 
 
 def test_without_the_group_only_root_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,29 +360,33 @@ def test_without_the_group_only_root_is_allowed(monkeypatch: pytest.MonkeyPatch)
         raise KeyError(name)
 
     monkeypatch.setattr(grp, "getgrnam", unknown)
-    assert not server._allowed(Peer(1, 1000, 100))  # noqa: SLF001
-    assert server._allowed(Peer(1, 0, 0))  # noqa: SLF001
+    assert not peers.is_allowed(Peer(1, 1000, 100))
+    assert peers.is_allowed(Peer(1, 0, 0))
 
 
-def test_a_stranger_is_not_answered(
+def test_a_stranger_is_refused(
     paths: Paths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "_peer", lambda _: Peer(4711, 12345, 12345))
+    monkeypatch.setattr(server, "peer_of", lambda _: Peer(4711, 12345, 12345))
     handler = Handler({"ok": True})
-    assert send(paths, line({"command": "withdraw"}), handler) is None
+    answer = send(paths, line({"command": "withdraw"}), handler)
+    assert answer is not None
+    assert answer.failure is not None
+    assert answer.failure.exit_code == PrivilegeError.exit_code
     assert handler.asked == []
     assert "refused uid 12345, pid 4711" in caplog.text
 
 
 def test_a_stranger_is_told_what_is_missing(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_peer", lambda _: Peer(4711, 12345, 12345))
+    monkeypatch.setattr(server, "peer_of", lambda _: Peer(4711, 12345, 12345))
 
     async def scenario() -> None:
         async with serving(paths, Handler()):
             for _ in range(5):
-                with pytest.raises(ControlError) as caught:
+                with pytest.raises(RemoteError) as caught:
                     await asyncio.to_thread(ask, paths, StatusRequest())
-                assert "root or in the group lbdr" in caught.value.hint
+                assert caught.value.exit_code == PrivilegeError.exit_code
+                assert "join the group lbdr" in caught.value.hint
 
     run_in_loop(scenario())
 
