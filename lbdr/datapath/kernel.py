@@ -140,9 +140,15 @@ class Kernel:
             between: called between batches, so that something urgent need not wait for the end;
                 returns the services whose further operations are out of date: they are dropped.
         """
-        run = _Run(self, network, report, between)
-        for subsystem, group in itertools.groupby(operations, key=_subsystem):
-            await subsystem(run, list(group))
+        held: list[Outcome] = []
+        run = _Run(self, network, held.append, between)
+        try:
+            for subsystem, group in itertools.groupby(operations, key=_subsystem):
+                await subsystem(run, list(group))
+                if subsystem not in _CLAIMING:
+                    _pass_on(held, report)
+        finally:
+            _pass_on(held, report)
 
 
 class _Run:
@@ -282,6 +288,7 @@ class _Run:
         error: LbdrError | None = None
         if self._kernel.announcer is not None:
             self._kernel.announcer.add(vips)
+            await self._kernel.announcer.flush()
         else:
             try:
                 await announce(vips, possible[0].repeat)
@@ -299,6 +306,17 @@ _HANDLERS: dict[type, _Handler] = {
     DeleteAddress: _Run.addresses,
     AnnounceAddress: _Run.announcements,
 }
+
+
+# What is told of a claim waits until the VIPs are announced: a hundred lines in the journal take
+# longer than the frames, and every millisecond of them is an outage.
+_CLAIMING = (_Run.probes, _Run.addresses)
+
+
+def _pass_on(held: list[Outcome], report: Callable[[Outcome], None]) -> None:
+    for outcome in held:
+        report(outcome)
+    held.clear()
 
 
 def _batches(operations: Sequence[IpvsOperation]) -> Iterator[list[IpvsOperation]]:

@@ -99,6 +99,9 @@ class FakeAnnouncer:
     def discard(self, vips: Sequence[VirtualAddress]) -> None:
         self.vips -= set(vips)
 
+    async def flush(self) -> None:
+        """Send nothing."""
+
 
 class Lab:
     """A Kernel with nothing but fakes below it, and a log of what reached them."""
@@ -351,3 +354,17 @@ def test_a_sysctl_that_is_refused_stops_no_other(lab: Lab) -> None:
     outcomes = lab.apply([SetSysctl("a", "bad"), SetSysctl("b", "1"), *added(WEB, 1)])
     assert [outcome.split(":")[0] for outcome in outcomes] == ["failed", "done", "done", "done"]
     assert lab.sysctls == ["b"]
+
+
+def test_what_is_told_of_a_claim_waits_for_the_announcement(lab: Lab) -> None:
+    """A hundred lines in the journal take longer than the frames."""
+
+    class Watching(FakeAnnouncer):
+        def add(self, vips: Sequence[VirtualAddress]) -> None:
+            assert lab.outcomes == []
+            super().add(vips)
+
+    announcer = Watching()
+    lab.kernel.announcer = cast("Announcer", announcer)
+    assert lab.apply(claim(VIP, VIP2)) == done(claim(VIP, VIP2))
+    assert announcer.vips == {VIP, VIP2}
