@@ -12,8 +12,9 @@ import pytest
 from netlab import Lab, wait_for
 
 HOLD = """
-import subprocess, sys
+import signal, subprocess, sys
 from netlab import Lab
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 with Lab() as lab:
     child = lab.popen("web1", ["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE)
     print(lab.prefix, child.pid, child.stdout.readline().strip(), flush=True)
@@ -49,20 +50,23 @@ def alive(process: int) -> bool:
 def test_nothing_is_left(end: str, number: signal.Signals | None) -> None:
     """A process with a lab of its own ends in every way that lets it do something about it."""
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import signal\n" + HOLD.replace("END", end)],
+        [sys.executable, "-c", HOLD.replace("END", end)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     with holder:
-        assert holder.stdout is not None
-        prefix, *numbers = holder.stdout.readline().split()
-        processes = [int(word) for word in numbers]
-        if number is not None:
-            assert left(prefix, processes), "there was something to clean up"
-            holder.send_signal(number)
-        assert holder.wait(20) != 0
+        try:
+            assert holder.stdout is not None
+            prefix, *numbers = holder.stdout.readline().split()
+            processes = [int(word) for word in numbers]
+            if number is not None:
+                assert left(prefix, processes), "there was something to clean up"
+                holder.send_signal(number)
+            assert holder.wait(20) != 0
+        finally:
+            holder.kill()
     wait_for(lambda: not left(prefix, processes), "everything gone")
 
 
