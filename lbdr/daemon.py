@@ -16,12 +16,13 @@ from dataclasses import replace
 from lbdr.config.host import host_problems
 from lbdr.config.load import load
 from lbdr.control.server import ControlServer
+from lbdr.datapath import arp, namespace
 from lbdr.datapath.kernel import Kernel
 from lbdr.datapath.notices import Change, ChangeKind
 from lbdr.director import Director
 from lbdr.drift import DriftWatch
 from lbdr.errors import ConfigError, LbdrError
-from lbdr.model import DesiredState, MarkKey, ServiceKey
+from lbdr.model import DesiredState, MarkKey, ServiceKey, VirtualAddress
 from lbdr.notify import notify, watchdog
 from lbdr.paths import Paths, exclusive
 from lbdr.reconcile import Reconciler
@@ -35,6 +36,8 @@ Key = ServiceKey | MarkKey
 
 _FIRST_RETRY = 1.0  # seconds
 _LONGEST_RETRY = 30.0
+_CONFLICTS_EVERY = 60.0
+_REFUSED = "reload refused, nothing changed"
 
 
 async def run(paths: Paths) -> None:
@@ -47,15 +50,15 @@ async def run(paths: Paths) -> None:
         LbdrError: it cannot start; nothing was changed then.
     """
     async with AsyncExitStack() as stack:
-        stack.enter_context(exclusive(paths, who="daemon"))
-        store = StateStore(paths.state)
-        state = store.load()
         loaded = load(paths.config)
+        stack.enter_context(exclusive(paths, who="daemon"))
+        store = StateStore(paths.state, namespace.identity())
+        state = store.load()
         kernel = await stack.enter_async_context(await Kernel.open())
         director = Director(paths, kernel, Reconciler(kernel, store, state), loaded)
         director.network = await kernel.addresses.observe()
         _refuse_what_never_works(director)
-        await director.use(loaded)
+        director.use(loaded)
         daemon = Daemon(director)
         server = ControlServer(paths, Requests(director, daemon.reload).handle)
         await server.start()
@@ -85,6 +88,9 @@ class Daemon:
         self._retry_timer: asyncio.TimerHandle | None = None
         self._served_between: set[Key] = set()
         self._in_force = DesiredState()  # what the kernel was seen to hold, as wanted
+        self._reloading = asyncio.Lock()
+        self._status = ""  # as the service manager knows it
+        self._came_up: set[str] = set()  # interfaces whose neighbours may have forgotten the VIPs
 
     async def serve(self) -> None:
         """Run until the director is to stop; a task that fails ends the daemon, loudly."""
@@ -94,27 +100,31 @@ class Daemon:
             loop.add_signal_handler(number, director.stop.set)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
+                tasks = {
                     group.create_task(coroutine)
                     for coroutine in (
                         self._reconcile(),
                         self._watch_network(),
                         self._watch_drift(),
+                        self._watch_others(),
                         watchdog(),
                     )
-                ]
-                loop.add_signal_handler(
-                    signal.SIGHUP, lambda: tasks.append(group.create_task(self._hangup()))
-                )
+                }
+
+                def hangup() -> None:
+                    task = group.create_task(self._hangup())
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+
+                loop.add_signal_handler(signal.SIGHUP, hangup)
                 await director.stop.wait()
                 notify("STOPPING=1")
-                for task in tasks:
+                for task in list(tasks):
                     task.cancel()
         finally:
             if self._retry_timer is not None:
                 self._retry_timer.cancel()
-            if director.kernel.announcer is not None:
-                await director.kernel.announcer.close()
+            await director.announcer.close()
         log.info("stopped: %s", "all withdrawn" if director.withdrawn else "IPVS and VIPs stay")
 
     async def reload(self) -> None:
@@ -126,24 +136,42 @@ class Daemon:
             ConfigError: it is not right; nothing changes then.
         """
         director = self._director
-        loaded = await asyncio.to_thread(load, director.paths.config)
-        director.network = await director.kernel.addresses.observe()
-        known = {problem.message for problem in director.host_problems()}
-        found = host_problems(loaded, director.network)
-        new = [problem for problem in found if problem.message not in known]
-        if new:
-            raise ConfigError(new)
-        await director.use(loaded)
+        async with self._reloading:  # one after the other: the last word is the newest file's
+            loaded = await asyncio.to_thread(load, director.paths.config)
+            director.network = await director.kernel.addresses.observe()
+            known = {problem.message for problem in director.host_problems()}
+            found = host_problems(loaded, director.network)
+            new = [problem for problem in found if problem.message not in known]
+            if new:
+                raise ConfigError(new)
+            director.use(loaded)
+            self._forget_weights()
+            director.withdrawn = False
+        director.set_trouble(_REFUSED, "")
         log.info("configuration %s is in force", director.paths.config)
         director.dirty.mark_everything()
+
+    def _forget_weights(self) -> None:
+        """Weights of servers that left the file: one of that name that comes later is another."""
+        director = self._director
+        there = {
+            (virtual.name, server.name)
+            for virtual in director.loaded.configuration.virtual_services
+            for server in virtual.real_servers
+        }
+        weights = director.reconciler.state.weights
+        gone = sorted(weights.keys() - there)
+        for service, server in gone:
+            log.info("the weight of %s in %s is forgotten: it left the file", server, service)
+        if gone:
+            kept = {key: weight for key, weight in weights.items() if key in there}
+            director.reconciler.save(weights=kept)
 
     async def _hangup(self) -> None:
         try:
             await self.reload()
         except LbdrError as error:
-            self._director.set_trouble("reload refused, nothing changed", str(error))
-        else:
-            self._director.set_trouble("reload refused, nothing changed", "")
+            self._director.set_trouble(_REFUSED, str(error))
 
     # --- reconciling -----------------------------------------------------------------------------
 
@@ -166,21 +194,77 @@ class Daemon:
         if scope.host:
             director.network = await director.kernel.addresses.observe()
         desired = director.desired()
-        report = await director.reconciler.reconcile(
-            desired,
-            scope,
-            why="drift, put back" if self._was_in_force(desired, scope) else "applied",
-            network=director.network,
-            between=self._between,
-        )
-        director.take_report(report, scope)
-        if report.failed or report.skipped or report.remaining:
+        try:
+            report = await director.reconciler.reconcile(
+                desired,
+                scope,
+                why="drift, put back" if self._was_in_force(desired, scope) else "applied",
+                network=director.network,
+                between=self._between,
+            )
+        finally:
+            if scope.host:
+                await self._announce_what_is_held()
+        director.take_report(report, replace(scope, without=frozenset(self._served_between)))
+        if report.unfinished:
             self._try_again()
             return report
         if scope.services is None:
             self._retry = _FIRST_RETRY
-        self._put_in_force(desired, scope)
+            if director.withdrawn:
+                director.stop.set()
+        if report.clean:
+            self._put_in_force(desired, scope)
+        if scope.host:
+            self._tell_status()
         return report
+
+    def _tell_status(self) -> None:
+        director = self._director
+        count = len(director.loaded.configuration.virtual_services)
+        status = f"{director.role}, {count} virtual services"
+        if status != self._status:
+            self._status = status
+            notify(f"STATUS={status}")
+
+    async def _announce_what_is_held(self) -> None:
+        """Whatever made a VIP come or go: only one that is here calls clients here."""
+        director = self._director
+        director.network = await director.kernel.addresses.observe()
+        held, announcer = director.held(), director.announcer
+        announcer.discard(announcer.vips - held)
+        back = {vip for vip in held if vip.interface in self._came_up}
+        self._came_up.clear()
+        # who took a VIP over while the link was down is not called back
+        back -= (await self._others(back)).keys()
+        announcer.add(back | held - announcer.vips)
+
+    async def _others(self, vips: Collection[VirtualAddress]) -> dict[VirtualAddress, str]:
+        """Other hosts that answer for VIPs which this one holds, by MAC; told as trouble."""
+        director = self._director
+        try:
+            found = await arp.probe(list(vips), director.network, director.kernel.probe)
+        except LbdrError as error:
+            log.debug("nobody was asked for VIPs: %s", error)
+            return {}
+        for vip in vips:
+            mac = found.get(vip, "")
+            words = f"the host with MAC {mac} answers for it as well: a real server that needs "
+            words += "`lbdr solve-arp`, or a second active director"
+            director.set_trouble(_vip_subject(vip), words if mac else "")
+        return found
+
+    async def _watch_others(self) -> None:
+        """Ask for held VIPs from time to time (RFC 5227 section 2.4: conflicts may come later)."""
+        director = self._director
+        while True:
+            settings = director.loaded.configuration.director.gratuitous_arp
+            await asyncio.sleep(settings.refresh or _CONFLICTS_EVERY)
+            held = director.held()
+            for subject in list(director.trouble):
+                if subject.startswith("VIP ") and subject not in map(_vip_subject, held):
+                    director.set_trouble(subject, "")
+            await self._others(held)
 
     def _was_in_force(self, desired: DesiredState, scope: Scope) -> bool:
         """Whether all that a pass is about was as wanted already: what differs now is drift."""
@@ -209,6 +293,8 @@ class Daemon:
                 self._fail(error, waiting)
             else:
                 director.take_report(report, scope)
+                if report.unfinished:
+                    self._try_again()
                 _tell(waiting, report)
             self._served_between |= services
         return self._served_between
@@ -248,19 +334,11 @@ class Daemon:
             director.role,
             count,
         )
-        notify("READY=1", f"STATUS={director.role}, {count} virtual services")
-        self._announce_adopted()
+        notify("READY=1", f"STATUS={self._status}")
         watch = DriftWatch(director.kernel)
         while True:
-            if self._retry_timer is None:  # else what failed is looked at when its time comes
-                self._poll(watch)
+            self._poll(watch)
             await asyncio.sleep(director.loaded.configuration.director.drift_check)
-
-    def _announce_adopted(self) -> None:
-        """VIPs that were there before this process have no one to announce them yet."""
-        announcer = self._director.kernel.announcer
-        if announcer is not None:
-            announcer.add(self._director.held() - announcer.vips)
 
     def _poll(self, watch: DriftWatch) -> None:
         director = self._director
@@ -270,8 +348,12 @@ class Daemon:
             director.set_trouble("watching IPVS and sysctls", str(error))
             return
         director.set_trouble("watching IPVS and sysctls", "")
-        if scope is not None:
-            director.dirty.mark(scope.services or (), host=scope.host)
+        if scope is None:
+            return
+        failing = director.undone if self._retry_timer is not None else {}
+        # what failed is looked at when its time comes
+        services = (scope.services or frozenset()) - failing.keys()
+        director.dirty.mark(services, host=scope.host and None not in failing)
 
     async def _watch_network(self) -> None:
         director = self._director
@@ -285,12 +367,14 @@ class Daemon:
                 await asyncio.sleep(_FIRST_RETRY)
 
     def _take_change(self, change: Change) -> None:
-        director = self._director
-        announcer = director.kernel.announcer
-        if change.kind is ChangeKind.LINK_UP and announcer is not None:
+        if change.kind is ChangeKind.LINK_UP:
             # a switch whose port was down has forgotten where the VIPs are
-            announcer.add(vip for vip in announcer.vips if vip.interface == change.interface)
-        director.dirty.mark(host=True)
+            self._came_up.add(change.interface)
+        self._director.dirty.mark(host=True)
+
+
+def _vip_subject(vip: VirtualAddress) -> str:
+    return f"VIP {vip.address} on {vip.interface}"
 
 
 def _of_host(state: DesiredState) -> DesiredState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from lbdr.model import (
@@ -52,6 +52,7 @@ def expand(
     *,
     role: Role,
     weights: Weights | None = None,
+    placed: Collection[VirtualAddress] = (),
 ) -> DesiredState:
     """What the kernel of this host is to hold.
 
@@ -61,14 +62,21 @@ def expand(
             lbdr.config.host says so.
         role: a standby holds no VIP.
         weights: those the operator set over the file's.
+        placed: VIPs that lbdr added. One stays where it is while its subnet is not seen anywhere:
+            the host's own address may be gone for a moment, and with the VIP all its clients.
     """
     services: dict[ServiceKey | MarkKey, Service] = {}
     addresses: set[VirtualAddress] = set()
+    places = {
+        vip.address: vip.interface
+        for vip in placed
+        if vip.interface in network.holders(vip.address)
+    }
     for virtual in configuration.virtual_services:
         if virtual.forwarding is not Forwarding.DR or virtual.needs_mark:
             continue  # the host rules refuse these; nothing of them may reach the kernel
         services[virtual.key] = service_for(virtual, weights or {})
-        interface = _interface_for(virtual, network)
+        interface = _interface_for(virtual, network) or places.get(virtual.address)
         if interface is not None and role is Role.ACTIVE:
             addresses.add(VirtualAddress(virtual.address, interface))
     return DesiredState(

@@ -17,7 +17,7 @@ from lbdr.errors import Problem
 from lbdr.model import DesiredState, HostNetwork, Role, VirtualAddress
 from lbdr.paths import Paths
 from lbdr.reconcile import Reconciler
-from lbdr.report import EVERYTHING, Report, Scope
+from lbdr.report import Key, Report, Scope
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Director:
         loaded: the configuration in force.
         network: the interfaces as last seen.
         dirty: what is to be looked at again.
-        report: of the last pass over everything, or of a later one that left something undone.
+        undone: what the last pass over it left undone, by service; None for what is of none.
         trouble: what else is wrong, by subject.
         stop: set when the daemon is to end.
         withdrawn: everything of lbdr's is to leave the kernel.
@@ -45,7 +45,7 @@ class Director:
     loaded: Loaded
     network: HostNetwork = field(default_factory=HostNetwork)
     dirty: Dirty = field(default_factory=Dirty)
-    report: Report = field(default_factory=Report)
+    undone: dict[Key | None, list[str]] = field(default_factory=dict)
     trouble: dict[str, str] = field(default_factory=dict)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     withdrawn: bool = False
@@ -68,28 +68,33 @@ class Director:
             return DesiredState()
         weights = self.reconciler.state.weights
         # asked at every poll: expanded anew only when one of its sources was replaced
-        basis = (self.loaded, self.network, self.role, weights)
+        placed = self.reconciler.state.owned.addresses
+        basis = (self.loaded, self.network, self.role, weights, placed)
         if len(self._basis) != len(basis) or any(map(operator.is_not, self._basis, basis)):
             self._desired = expand(
-                self.loaded.configuration, self.network, role=self.role, weights=weights
+                self.loaded.configuration,
+                self.network,
+                role=self.role,
+                weights=weights,
+                placed=placed,
             )
             self._basis = basis
         return self._desired
 
-    async def use(self, loaded: Loaded) -> None:
+    def use(self, loaded: Loaded) -> None:
         """Put a configuration in force; the caller marks what is to be looked at."""
-        before = self.loaded.configuration.director.gratuitous_arp
         self.loaded = loaded
         settings = loaded.configuration.director
         self.kernel.probe = settings.address_probe
-        old = self.kernel.announcer
-        if old is None:
-            self.kernel.announcer = Announcer(settings.gratuitous_arp)
-        elif before != settings.gratuitous_arp:
-            vips = old.vips
-            await old.close()
-            self.kernel.announcer = Announcer(settings.gratuitous_arp)
-            self.kernel.announcer.add(vips)
+        self.announcer.configure(settings.gratuitous_arp)
+
+    @property
+    def announcer(self) -> Announcer:
+        """What announces the VIPs that this host holds."""
+        if self.kernel.announcer is None:
+            settings = self.loaded.configuration.director.gratuitous_arp
+            self.kernel.announcer = Announcer(settings)
+        return self.kernel.announcer
 
     def held(self) -> set[VirtualAddress]:
         """The wanted VIPs that this host has."""
@@ -104,12 +109,17 @@ class Director:
         return host_problems(self.loaded, self.network)
 
     def take_report(self, report: Report, scope: Scope) -> None:
-        """Remember what a pass left undone, and log it when it is news."""
-        before, error = self.report.error(), report.error()
-        if scope == EVERYTHING or error is not None:
-            self.report = report
-        if error is not None and (before is None or error.message != before.message):
-            log.error("%s", error)
+        """Remember what a pass left undone, and log what of it is news."""
+        undone = report.undone()
+        for subject in [subject for subject in self.undone if _is_in(subject, scope)]:
+            if subject not in undone:
+                del self.undone[subject]
+        for subject, lines in undone.items():
+            before = self.undone.get(subject, [])
+            self.undone[subject] = lines
+            for line in lines:
+                if line not in before:
+                    log.error("%s", line)
 
     def set_trouble(self, subject: str, reason: str) -> None:
         """Keep what is wrong for status, and log it when it begins, changes and ends."""
@@ -127,8 +137,7 @@ class Director:
         lines = [str(problem) for problem in self.host_problems()]
         lines += self._foreign_vips()
         lines += [f"{subject}: {reason}" for subject, reason in sorted(self.trouble.items())]
-        error = self.report.error()
-        return lines + (error.message.splitlines() if error else [])
+        return lines + [line for lines_ in self.undone.values() for line in lines_]
 
     def _foreign_vips(self) -> list[str]:
         """VIPs that a standby holds all the same: lbdr did not add them, and leaves them alone."""
@@ -141,3 +150,9 @@ class Director:
             for vip in sorted(vips - owned, key=str)
             if (holders := self.network.holders(vip))
         ]
+
+
+def _is_in(subject: Key | None, scope: Scope) -> bool:
+    if subject is None:
+        return scope.host
+    return subject not in scope.without and (scope.services is None or subject in scope.services)

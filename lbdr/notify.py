@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 def notify(*assignments: str) -> None:
     """Send assignments such as READY=1; nothing where no service manager listens.
 
+    Never waits: a service manager that does not listen must not stop a director.
+
     Source: sd_notify(3); an address beginning with @ is in the abstract namespace.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
@@ -21,7 +23,8 @@ def notify(*assignments: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        with socket.socket(socket.AF_UNIX, kind) as sender:
             sender.sendto("\n".join(assignments).encode(), address)
     except OSError as error:
         log.warning("the service manager cannot be told: %s", error)

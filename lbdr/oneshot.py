@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lbdr import __version__
 from lbdr.config.host import host_problems
 from lbdr.config.load import Loaded, load
+from lbdr.datapath import namespace
 from lbdr.datapath.kernel import Kernel
 from lbdr.desired import expand
 from lbdr.errors import ConfigError
@@ -40,13 +41,19 @@ class _Session:
             raise ConfigError(problems)
         configuration, state = self.loaded.configuration, self.reconciler.state
         role = state.role or configuration.director.role
-        return expand(configuration, self.network, role=role, weights=state.weights)
+        return expand(
+            configuration,
+            self.network,
+            role=role,
+            weights=state.weights,
+            placed=state.owned.addresses,
+        )
 
 
 @asynccontextmanager
 async def _session(paths: Paths) -> AsyncIterator[_Session]:
     loaded = load(paths.config)
-    store = StateStore(paths.state)
+    store = StateStore(paths.state, namespace.identity())
     state = store.load()
     async with await Kernel.open() as kernel:
         kernel.probe = loaded.configuration.director.address_probe
@@ -86,7 +93,7 @@ async def withdraw(paths: Paths) -> Report:
         LbdrError: the kernel or the state directory does not allow it; a daemon runs.
     """
     with exclusive(paths, who="withdraw"):
-        store = StateStore(paths.state)
+        store = StateStore(paths.state, namespace.identity())
         state = store.load()
         async with await Kernel.open() as kernel:
             return await Reconciler(kernel, store, state).reconcile(DesiredState())

@@ -78,6 +78,11 @@ def _real_server_words(key: ServiceKey | MarkKey, server: RealServer) -> str:
     return " ".join(words)
 
 
+def _quoted(vip: VirtualAddress) -> str:
+    """The interface's name as a word: Linux allows any character but slash and space in it."""
+    return shlex.quote(vip.interface)
+
+
 @dataclass(frozen=True, slots=True)
 class AddService:
     """Add a virtual service, without its real servers."""
@@ -194,8 +199,8 @@ class ProbeAddress:
     def command(self) -> str:
         """The arping or ndptool line."""
         if self.vip.address.version == 6:
-            return f"ndptool -t ns -i {self.vip.interface} -T {self.vip.address} send"
-        return f"arping -D -c 2 -I {self.vip.interface} {self.vip.address}"
+            return f"ndptool -t ns -i {_quoted(self.vip)} -T {self.vip.address} send"
+        return f"arping -D -c 2 -I {_quoted(self.vip)} {self.vip.address}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +218,7 @@ class AddAddress:
         """
         options = " nodad preferred_lft 0" if self.vip.address.version == 6 else ""
         target = f"{self.vip.address}/{self.vip.prefix_length}"
-        return f"ip address add {target} dev {self.vip.interface}{options}"
+        return f"ip address add {target} dev {_quoted(self.vip)}{options}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +231,7 @@ class DeleteAddress:
     def command(self) -> str:
         """The ip line."""
         target = f"{self.vip.address}/{self.vip.prefix_length}"
-        return f"ip address del {target} dev {self.vip.interface}"
+        return f"ip address del {target} dev {_quoted(self.vip)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +245,8 @@ class AnnounceAddress:
     def command(self) -> str:
         """The arping or ndptool line."""
         if self.vip.address.version == 6:
-            return f"ndptool -t na -U -i {self.vip.interface} -T {self.vip.address} send"
-        return f"arping -U -c {self.repeat} -I {self.vip.interface} {self.vip.address}"
+            return f"ndptool -t na -U -i {_quoted(self.vip)} -T {self.vip.address} send"
+        return f"arping -U -c {self.repeat} -I {_quoted(self.vip)} {self.vip.address}"
 
 
 IpvsOperation = (

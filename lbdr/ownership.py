@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lbdr.model import DesiredState
+from lbdr.model import DesiredState, Timeouts
 from lbdr.operations import (
     AddAddress,
     AddService,
@@ -60,8 +60,14 @@ def claimed(owned: Ownership, plan: Plan, desired: DesiredState) -> Ownership:
         if name in desired.sysctls:
             sysctls.setdefault(name, value)
     timeouts = None if plan.vanished.timeouts else owned.timeouts
-    if desired.timeouts is not None and timeouts is None:
-        timeouts = plan.former_timeouts
+    wanted, former = desired.timeouts, plan.former_timeouts
+    if wanted is not None and former is not None:
+        known = timeouts or Timeouts()
+        timeouts = Timeouts(  # only of those that lbdr sets
+            known.tcp or (former.tcp if wanted.tcp else 0),
+            known.tcp_fin or (former.tcp_fin if wanted.tcp_fin else 0),
+            known.udp or (former.udp if wanted.udp else 0),
+        )
     return Ownership(frozenset(services), frozenset(addresses), sysctls, timeouts)
 
 

@@ -70,7 +70,7 @@ class Conflict:
     def __str__(self) -> str:
         return (
             f"virtual service {self.name} ({self.key}) exists in IPVS, differs from the "
-            f"configuration, and lbdr did not make it"
+            f"configuration, and lbdr did not make it; `lbdr apply --adopt` takes it over"
         )
 
 
@@ -162,7 +162,7 @@ def make_plan(
             },
             timeouts=(
                 owned.timeouts
-                if desired.timeouts is None and owned.timeouts == observed.timeouts
+                if desired.timeouts is None and not _timeouts_to_set(desired, observed, owned)
                 else None
             ),
         ),

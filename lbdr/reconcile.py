@@ -19,7 +19,15 @@ from lbdr.datapath.kernel import Kernel, Outcome
 from lbdr.desired import SYSCTLS
 from lbdr.errors import KernelError, StateError
 from lbdr.model import DesiredState, HostNetwork, MarkKey, ObservedState, ServiceKey
-from lbdr.operations import AddService, AnnounceAddress, Operation, SetService, service_key
+from lbdr.operations import (
+    AddAddress,
+    AddService,
+    AnnounceAddress,
+    Operation,
+    ProbeAddress,
+    SetService,
+    service_key,
+)
 from lbdr.ownership import claimed, narrowed, released
 from lbdr.plan import Plan, make_plan
 from lbdr.report import EVERYTHING, Report, Scope
@@ -47,6 +55,7 @@ class Reconciler:
         self.kernel = kernel
         self.state = state
         self._store = store
+        self._missing: set[str] = set()  # sysctls of which it was told
 
     async def observe(
         self, scope: Scope = EVERYTHING, network: HostNetwork | None = None
@@ -78,7 +87,30 @@ class Reconciler:
         """
         observed = await self.observe(scope, network)
         wanted, owned = narrowed(desired, self.state.owned, scope)
-        return make_plan(wanted, observed, owned, adopt=adopt), observed.network
+        plan = make_plan(wanted, observed, owned, adopt=adopt)
+        if any(isinstance(operation, AddAddress) for operation in plan.operations):
+            plan = self._without_unserved_vips(plan, observed, scope)
+        return plan, observed.network
+
+    def _without_unserved_vips(self, plan: Plan, observed: ObservedState, scope: Scope) -> Plan:
+        """The plan without claims of VIPs for which no service of lbdr's is there, or to be added.
+
+        A service that was refused, or one that others made, is a reason not to call clients here.
+        """
+        # a pass that is not about all services has to ask which there are
+        there = set(observed.services) if scope.services is None else self.kernel.service_keys()
+        serving = (there & self.state.owned.services) | plan.adopted
+        serving |= {op.service.key for op in plan.operations if isinstance(op, AddService)}
+        served = {key.address for key in serving if isinstance(key, ServiceKey)}
+        return replace(
+            plan,
+            operations=tuple(
+                op
+                for op in plan.operations
+                if not isinstance(op, ProbeAddress | AddAddress | AnnounceAddress)
+                or op.vip.address in served
+            ),
+        )
 
     async def reconcile(
         self,
@@ -175,6 +207,12 @@ class Reconciler:
             raise StateError(
                 f"{error.message}; nothing was changed in the kernel", hint=error.hint
             ) from error
+        for key in sorted(plan.adopted, key=lambda key: key.sort_key):
+            log.info("adopted: %s is there as wanted, and lbdr's from now on", key)
+        for name in plan.missing_sysctls:
+            if name not in self._missing:
+                self._missing.add(name)
+                log.warning("this kernel has no sysctl %s", name)
         if not plan.operations:
             return report
 

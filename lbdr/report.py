@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from lbdr.datapath.kernel import Outcome
 from lbdr.errors import LbdrError, StateError, VerificationError
 from lbdr.model import MarkKey, ServiceKey
-from lbdr.operations import Operation
+from lbdr.operations import Operation, service_key
 from lbdr.plan import Conflict
 
 Key = ServiceKey | MarkKey
@@ -57,20 +57,35 @@ class Report:
         """Whether the kernel now holds all that is desired, and the state is kept."""
         return not (self.failed or self.skipped or self.conflicts or self.remaining or self.unsaved)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether trying again may help; conflicts end when somebody else ends them."""
+        return bool(self.failed or self.skipped or self.remaining or self.unsaved)
+
+    def undone(self) -> dict[Key | None, list[str]]:
+        """What is not as it is to be, in words, by service; None for what is of no service."""
+        found: dict[Key | None, list[str]] = {}
+        for outcome in self.failed:
+            found.setdefault(service_key(outcome.operation), []).append(str(outcome.error))
+        for operation in self.skipped:
+            words = f"not tried: {operation.command}"
+            found.setdefault(service_key(operation), []).append(words)
+        for conflict in self.conflicts:
+            found.setdefault(conflict.key, []).append(str(conflict))
+        for operation in self.remaining:
+            words = f"not in the kernel although applied: {operation.command}"
+            found.setdefault(service_key(operation), []).append(words)
+        if self.unsaved is not None:
+            found.setdefault(None, []).append(str(self.unsaved))
+        return found
+
     def error(self) -> LbdrError | None:
         """All that went wrong, as one error; the class tells who must act."""
         if self.clean:
             return None
-        lines = [str(outcome.error) for outcome in self.failed]
-        lines += [f"not tried: {operation.command}" for operation in self.skipped]
-        lines += [f"{conflict}" for conflict in self.conflicts]
-        lines += [f"not in the kernel although applied: {op.command}" for op in self.remaining]
-        if self.unsaved is not None:
-            lines.append(str(self.unsaved))
+        lines = [line for lines in self.undone().values() for line in lines]
         lines.append(f"applied: {len(self.applied)} operations, which stay")
         hint = "what failed is tried again by the next `lbdr apply`, or by the daemon by itself"
-        if self.conflicts:
-            hint += "; `lbdr apply --adopt` takes over services that others made"
         errors = [outcome.error for outcome in self.failed] + [self.unsaved]
         kinds = {type(error) for error in errors if error is not None}
         kind = kinds.pop() if len(kinds) == 1 and not self.conflicts else VerificationError

@@ -20,7 +20,7 @@ from lbdr.control.protocol import (
     WithdrawRequest,
 )
 from lbdr.director import Director
-from lbdr.errors import ControlError, LbdrError
+from lbdr.errors import ControlError
 from lbdr.model import Role
 from lbdr.status import Status, director_status
 from lbdr.vip_owners import vip_owners
@@ -89,6 +89,9 @@ class Requests:
         operations: list[str] = []
         if role is not None or reset:
             director.reconciler.save(role=role)
+            if director.withdrawn:
+                director.withdrawn = False
+                director.dirty.mark_everything()
             director.dirty.mark(host=True)
             operations = (await self._done()).operations
         return RoleResult(
@@ -124,15 +127,11 @@ class Requests:
         return await self._done()
 
     async def _withdraw(self) -> Done:
+        """Everything out, then the end; what the kernel refuses is tried again until it is out."""
         director = self._director
         director.withdrawn = True
         director.dirty.mark_everything()
-        try:
-            done = await self._done()
-        except LbdrError:
-            director.withdrawn = False  # it goes on serving what is left, and says so
-            director.dirty.mark_everything()
-            raise
+        done = await self._done()
         director.stop.set()
         return done
 

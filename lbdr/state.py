@@ -13,10 +13,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from lbdr.desired import SYSCTLS
 from lbdr.errors import PrivilegeError, StateError
 from lbdr.model import MAX_WEIGHT, MarkKey, Protocol, Role, ServiceKey, Timeouts, VirtualAddress
 from lbdr.plan import Ownership
@@ -68,6 +69,12 @@ class _WeightEntry(_Strict):
     weight: int = Field(ge=0, le=MAX_WEIGHT)
 
 
+def _known_sysctl(name: str) -> str:
+    if name not in SYSCTLS:
+        raise ValueError(f"{name} is no sysctl that lbdr sets")
+    return name
+
+
 class _TimeoutsEntry(_Strict):
     tcp: int = Field(ge=0)
     tcp_fin: int = Field(ge=0)
@@ -76,9 +83,10 @@ class _TimeoutsEntry(_Strict):
 
 class _File(_Strict):
     version: Literal[1] = 1
+    kernel: str = ""
     services: list[_ServiceEntry | _MarkEntry] = []
     addresses: list[_AddressEntry] = []
-    sysctls: dict[str, str] = {}
+    sysctls: dict[Annotated[str, AfterValidator(_known_sysctl)], str] = {}
     timeouts: _TimeoutsEntry | None = None
     role: Role | None = None
     weights: list[_WeightEntry] = []
@@ -89,10 +97,13 @@ class StateStore:
 
     Args:
         directory: made with mode 0700 when it is first written to.
+        kernel: names the namespace and the boot (lbdr.datapath.namespace). What was owned in
+            another one is gone with it, and is not taken for lbdr's when somebody makes it anew.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kernel: str = "") -> None:
         self.directory = directory
+        self._kernel = kernel
         self.path = directory / _NAME
 
     def load(self) -> State:
@@ -104,7 +115,7 @@ class StateStore:
         problems: list[str] = []
         for path in (self.path, self.directory / _PREVIOUS):
             try:
-                state = _parse(path.read_bytes())
+                state = _parse(path.read_bytes(), self._kernel)
             except FileNotFoundError:
                 continue
             except PermissionError as error:
@@ -133,12 +144,13 @@ class StateStore:
         temporary = self.directory / f".{_NAME}.new"
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(
-                temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-            )
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(temporary, flags, 0o600)
             try:
                 with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, not a path
-                    file.write(_render(state))
+                    file.write(_render(state, self._kernel))
                     file.flush()
                     os.fsync(file.fileno())
                 self._keep_previous()
@@ -176,8 +188,12 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _parse(data: bytes) -> State:
+def _parse(data: bytes, kernel: str) -> State:
     file = _File.model_validate_json(data)
+    weights = {(entry.virtual_service, entry.real_server): entry.weight for entry in file.weights}
+    if file.kernel != kernel:
+        log.info("the state is of another boot or network namespace: nothing here is lbdr's yet")
+        return State(role=file.role, weights=weights)
     services: set[ServiceKey | MarkKey] = set()
     for entry in file.services:
         if isinstance(entry, _MarkEntry):
@@ -194,13 +210,11 @@ def _parse(data: bytes) -> State:
             timeouts=Timeouts(**file.timeouts.model_dump()) if file.timeouts else None,
         ),
         role=file.role,
-        weights={
-            (entry.virtual_service, entry.real_server): entry.weight for entry in file.weights
-        },
+        weights=weights,
     )
 
 
-def _render(state: State) -> bytes:
+def _render(state: State, kernel: str) -> bytes:
     services: list[_ServiceEntry | _MarkEntry] = []
     for key in sorted(state.owned.services, key=lambda key: key.sort_key):
         if isinstance(key, MarkKey):
@@ -210,6 +224,7 @@ def _render(state: State) -> bytes:
                 _ServiceEntry(protocol=key.protocol, address=key.address, port=key.port)
             )
     file = _File(
+        kernel=kernel,
         services=services,
         addresses=[
             _AddressEntry(address=vip.address, interface=vip.interface)

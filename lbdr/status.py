@@ -57,7 +57,7 @@ class RealServerStatus(_Model):
 
     Args:
         state: online; drain (weight 0: open connections finish, no new ones); sorry (stands in);
-            standby (a sorry server that is not needed); missing (wanted, and not in IPVS);
+            spare (a sorry server that is not needed); missing (wanted, and not in IPVS);
             foreign (in IPVS, and not wanted).
         configured_weight: the file's.
         weight: IPVS's, None where it is not there.
@@ -66,7 +66,7 @@ class RealServerStatus(_Model):
     name: str
     address: str
     port: int
-    state: Literal["online", "drain", "sorry", "standby", "missing", "foreign"]
+    state: Literal["online", "drain", "sorry", "spare", "missing", "foreign"]
     configured_weight: int
     weight: int | None = None
     method: str = "dr"
@@ -202,7 +202,7 @@ def _real_servers(
                 name=sorry.name,
                 address=str(sorry.address),
                 port=sorry.port,
-                state="standby",
+                state="spare",
                 configured_weight=1,
             )
         )
@@ -218,7 +218,7 @@ def _real_server(
     sorry: bool = False,
     foreign: bool = False,
 ) -> RealServerStatus:
-    state: Literal["online", "drain", "sorry", "standby", "missing", "foreign"]
+    state: Literal["online", "drain", "sorry", "spare", "missing", "foreign"]
     if entry is None:
         state = "missing"
     elif foreign:

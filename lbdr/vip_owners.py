@@ -6,11 +6,11 @@ import logging
 
 from lbdr.datapath import arp
 from lbdr.errors import LbdrError
-from lbdr.model import AddressProbe, Configuration, HostNetwork, VirtualAddress
+from lbdr.model import Configuration, HostNetwork, VirtualAddress
 
 log = logging.getLogger(__name__)
 
-_ASK = AddressProbe(count=1, interval=0.1)
+_WAIT = 0.1  # seconds
 
 
 async def vip_owners(configuration: Configuration, network: HostNetwork) -> dict[str, str]:
@@ -30,7 +30,7 @@ async def vip_owners(configuration: Configuration, network: HostNetwork) -> dict
         if interface is not None and interface.up and not network.holders(virtual.address):
             missing.append(VirtualAddress(virtual.address, name))
     try:
-        answers = await arp.probe(list(dict.fromkeys(missing)), network, _ASK)
+        answers = await arp.answerers(list(dict.fromkeys(missing)), network, _WAIT)
     except LbdrError as error:
         log.debug("nobody was asked for VIPs: %s", error)
         return {}

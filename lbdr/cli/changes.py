@@ -8,7 +8,14 @@ import logging
 import click
 
 from lbdr import oneshot
-from lbdr.cli.common import director_options, file_argument, json_option, print_json, reports_errors
+from lbdr.cli.common import (
+    director_options,
+    file_argument,
+    json_option,
+    names_file,
+    print_json,
+    reports_errors,
+)
 from lbdr.control import client
 from lbdr.control.protocol import Done, PlanRequest, PlanResult, WithdrawRequest
 from lbdr.errors import EXIT_NO
@@ -32,13 +39,14 @@ _ADOPT = click.option(
 def plan(*, paths: Paths, adopt: bool, exit_code: bool, as_json: bool) -> None:
     """Show what would be done, as the commands an administrator would type.
 
-    With a daemon it is the daemon's own plan: what it has yet to do. Nothing is changed.
+    Without FILE, and with a daemon, it is the daemon's own plan: what it has yet to do. With FILE
+    it is what that file would change here. Nothing is changed.
 
     \b
       lbdr plan
       lbdr plan new.yaml --exit-code && echo nothing to do
     """
-    if client.running(paths):
+    if not adopt and not names_file() and client.running(paths):
         result = PlanResult.model_validate(client.ask(paths, PlanRequest()).result)
     else:
         found = asyncio.run(oneshot.plan(paths, adopt=adopt))
@@ -52,7 +60,7 @@ def plan(*, paths: Paths, adopt: bool, exit_code: bool, as_json: bool) -> None:
         for command in result.operations:
             click.echo(command)
         for conflict in result.conflicts:
-            click.echo(f"conflict: {conflict}; --adopt takes it over", err=True)
+            click.echo(f"conflict: {conflict}", err=True)
         if not result.operations and not result.conflicts:
             click.echo("nothing to do", err=True)
     if exit_code and (result.operations or result.conflicts):

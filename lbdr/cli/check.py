@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from lbdr.cli.common import file_argument, json_option, reports_errors
 from lbdr.config.document import json_schema, reference
 from lbdr.config.host import host_problems
 from lbdr.config.load import Loaded, load
 from lbdr.errors import ConfigError, Problem
+from lbdr.paths import CONFIG
 
 if TYPE_CHECKING:
     from lbdr.model import HostNetwork
-
-DEFAULT_FILE = "/etc/lbdr/lbdr.yaml"
 
 
 def observe_network() -> HostNetwork:
@@ -27,11 +28,20 @@ def observe_network() -> HostNetwork:
 
 
 @click.command()
-@click.argument("file", default=DEFAULT_FILE)
+@file_argument
+@click.option(
+    "-c",
+    "--config",
+    envvar="LBDR_CONFIG",
+    default=str(CONFIG),
+    show_default=True,
+    help="The configuration file, where no FILE is named.",
+)
 @click.option("--host", is_flag=True, help="Check too what depends on this machine's interfaces.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def check(file: str, host: bool, as_json: bool) -> None:
-    """Check the configuration FILE (default: /etc/lbdr/lbdr.yaml).
+@json_option
+@reports_errors
+def check(file: Path | None, config: str, host: bool, as_json: bool) -> None:
+    """Check the configuration FILE.
 
     Without --host the answer is the same on every machine. Neither needs root, and neither changes
     anything. All problems are shown at once, as FILE:LINE:COLUMN: MESSAGE (REMEDY). The exit code
@@ -46,7 +56,7 @@ def check(file: str, host: bool, as_json: bool) -> None:
     loaded: Loaded | None = None
     problems: list[Problem] = []
     try:
-        loaded = load(file)
+        loaded = load(file or config)
     except ConfigError as error:
         problems = error.problems
     if loaded is not None and host:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from lbdr import paths as places
 from lbdr.errors import ConfigError, LbdrError
@@ -69,6 +70,13 @@ def director_options(function: Callable[..., T]) -> Callable[..., T]:
 def file_argument(function: Callable[..., T]) -> Callable[..., T]:
     """FILE as a word of its own, for commands whose subject it is; it goes before --config."""
     return click.argument("file", type=_FILE, required=False)(function)
+
+
+def names_file() -> bool:
+    """Whether the user named a configuration, as FILE or by --config."""
+    context = click.get_current_context()
+    source = context.get_parameter_source("config")
+    return bool(context.params.get("file")) or source is ParameterSource.COMMANDLINE
 
 
 def reports_errors(function: Callable[P, T]) -> Callable[P, T]:

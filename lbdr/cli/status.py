@@ -24,6 +24,7 @@ _COLOURS = {
     "degraded": "yellow",
     "sorry": "yellow",
     "standby": "cyan",
+    "spare": "cyan",
     "foreign": "magenta",
     "missing": "red",
     "unsupported": "red",

@@ -29,6 +29,7 @@ from lbdr.paths import Paths
 log = logging.getLogger(__name__)
 
 _IDLE = 60.0  # seconds that a connection may stay silent
+_PATIENCE = 10.0  # seconds in which an answer has to be taken
 _GOODBYE = 2.0  # seconds for requests under way when the daemon stops
 _CONNECTIONS = 64
 """At most so many; of more, those that are silent for longest are closed, so that nobody can keep
@@ -128,14 +129,17 @@ class ControlServer:
                 log.warning("control: refused %s: not root and not in group %s", peer, GROUP)
                 await _reply(writer, Answer(failure=_NOT_ALLOWED))
                 return
-            if len(self._connections) > _CONNECTIONS and self._silent:
+            if len(self._connections) > _CONNECTIONS:
+                if not self._silent:
+                    return
                 oldest = next(iter(self._silent))
                 del self._silent[oldest]  # now, since many may come before its task has its turn
                 oldest.close()
             while line := await self._line(reader, writer):
                 await _reply(writer, await self._answer(line, peer))
         except (TimeoutError, ConnectionError):
-            pass  # it went away, or had nothing to say
+            # it went away, had nothing to say, or does not read what it asked for
+            writer.transport.abort()
         except ValueError as error:  # a line over the limit
             log.warning("control: %s", error)
         finally:
@@ -166,7 +170,7 @@ class ControlServer:
 
 async def _reply(writer: asyncio.StreamWriter, answer: Answer) -> None:
     writer.write(answer.model_dump_json(exclude_none=True).encode() + b"\n")
-    await writer.drain()
+    await asyncio.wait_for(writer.drain(), _PATIENCE)
 
 
 def _parse(line: bytes) -> Request:

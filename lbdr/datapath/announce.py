@@ -70,6 +70,12 @@ class Announcer:
         """The VIPs that it announces."""
         return frozenset(self._current)
 
+    def configure(self, settings: GratuitousArp) -> None:
+        """Go by another schedule; VIPs that are announced begin anew where it differs."""
+        if settings != self._settings:
+            self._settings = settings
+            self.add(self.vips)
+
     def add(self, vips: Iterable[VirtualAddress]) -> None:
         """Announce VIPs from now on; one that is announced already begins anew."""
         now = asyncio.get_running_loop().time()
@@ -95,6 +101,7 @@ class Announcer:
     async def close(self) -> None:
         """Stop announcing."""
         self._current.clear()
+        self._sent.set()  # nobody may wait for what will not come
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -104,7 +111,11 @@ class Announcer:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._send_ready()
+            try:
+                await self._send_ready()
+            except Exception:  # noqa: BLE001  # else nothing is announced any more, in silence
+                _log.exception("announcing VIPs failed; it goes on with the next set")
+                self._ready.clear()
             self._sent.set()
             self._wake.clear()
             due = self._later[0].due if self._later else None

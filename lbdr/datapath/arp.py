@@ -95,6 +95,47 @@ async def who_has(address: Address, interface: Interface, wait: float) -> set[st
     return answers
 
 
+async def answerers(
+    vips: Sequence[VirtualAddress], network: HostNetwork, wait: float
+) -> dict[VirtualAddress, str]:
+    """One host that answers for each VIP, all asked for at once, as an ordinary host asks.
+
+    Unlike a probe it claims nothing, so another director's claim is not disturbed.
+
+    Args:
+        vips: on Ethernet interfaces that are up.
+        network: this host's interfaces.
+        wait: seconds to wait for answers.
+
+    Raises:
+        PrivilegeError: the caller lacks CAP_NET_RAW.
+        KernelError: an interface is missing, down, or has no ARP.
+    """
+    groups: dict[tuple[str, int], list[VirtualAddress]] = {}
+    for vip in vips:
+        groups.setdefault((vip.interface, vip.address.version), []).append(vip)
+    found: dict[VirtualAddress, str] = {}
+
+    def hear(interface: str, frame: bytes) -> None:
+        answer = _answer(frame)
+        if answer is not None:
+            found.setdefault(VirtualAddress(answer[0], interface), answer[1])
+
+    with contextlib.ExitStack() as stack:
+        listeners = []
+        for (name, version), members in groups.items():
+            listener = stack.enter_context(_listening(name, version, members, hear))
+            listeners.append(listener)
+            for vip in members:
+                question = _question(listener.packets.mac, vip.address, network.interfaces[name])
+                await listener.packets.send(question)
+        if listeners:
+            await asyncio.sleep(wait)
+        for listener in listeners:
+            listener.finish()
+    return {vip: mac for vip, mac in found.items() if vip in set(vips)}
+
+
 class _Claims:
     """Who else has VIPs, or is about to.
 

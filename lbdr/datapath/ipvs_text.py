@@ -93,7 +93,7 @@ def _key(header: bytes) -> ServiceKey | MarkKey:
     if match is None:
         raise ValueError(f"no header of a service: {header!r}")
     if match["mark"]:
-        # the text does not tell IPv4 from IPv6: the caller treats both
+        # the text does not tell IPv4 from IPv6
         return MarkKey(int(match["mark"], 16), 4)
     address: ipaddress.IPv4Address | ipaddress.IPv6Address
     if match["v4"]:

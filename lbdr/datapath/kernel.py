@@ -118,6 +118,10 @@ class Kernel:
                 await asyncio.sleep(0)
         return found
 
+    def service_keys(self) -> set[Key]:
+        """Which virtual services IPVS has."""
+        return {entry.service.key for entry in self.ipvs.services()}
+
     def observe_host(self, sysctls: Iterable[str]) -> tuple[dict[str, str | None], Timeouts]:
         """What can be read at once and announces no change: sysctls and IPVS's timeouts."""
         return sysctl.observe(sysctls), self.ipvs.timeouts()
@@ -264,16 +268,18 @@ class _Run:
                 self._report(Outcome(operation, skipped=True))
             else:
                 possible.append(operation)
+        announcer = self._kernel.announcer
+        leaving = {op.vip for op in possible if isinstance(op, DeleteAddress)}
+        if announcer is not None:  # before they are gone: no frame may call clients here after
+            leaving &= announcer.vips
+            announcer.discard(leaving)
         errors = await self._kernel.addresses.apply_many(possible)
-        gone = []
         for operation, error in zip(possible, errors, strict=True):
             if error is not None:
                 self._failed_addresses.add(operation.vip)
-            elif isinstance(operation, DeleteAddress):
-                gone.append(operation.vip)
+                if announcer is not None and operation.vip in leaving:
+                    announcer.add([operation.vip])  # it stays
             self._report(Outcome(operation, error))
-        if self._kernel.announcer is not None:
-            self._kernel.announcer.discard(gone)
 
     async def announcements(self, operations: list[AnnounceAddress]) -> None:
         possible = []

@@ -10,6 +10,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from lbdr.datapath import sysctl
 from lbdr.datapath.addresses import observe_network
+from lbdr.datapath.namespace import namespace_id
 from lbdr.errors import KernelError
 from lbdr.realserver.findings import ServerState, wanted_sysctls
 
@@ -59,23 +60,6 @@ def server_state(interface: str) -> ServerState:
         down=frozenset(down),
         sysctls=sysctl.observe(wanted_sysctls(nics, interface)),
     )
-
-
-def boot_id() -> str:
-    """The kernel's name for this boot; empty where it has none."""
-    return sysctl.read("kernel.random.boot_id") or ""
-
-
-def namespace_id() -> int:
-    """The inode number of the calling thread's network namespace (namespaces(7)).
-
-    Raises:
-        KernelError: /proc is not mounted.
-    """
-    try:
-        return Path("/proc/thread-self/ns/net").stat().st_ino
-    except OSError as error:
-        raise KernelError("stat /proc/thread-self/ns/net", errno=error.errno or 0) from error
 
 
 def in_machine_namespace() -> bool:

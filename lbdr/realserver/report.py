@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from lbdr.datapath import sysctl
+from lbdr.datapath import namespace, sysctl
 from lbdr.datapath.addresses import Addresses
 from lbdr.errors import EXIT_OK, PrivilegeError
 from lbdr.model import Address
@@ -63,8 +63,8 @@ def memory_file(paths: Paths) -> MemoryFile:
     """What lbdr remembers of this network namespace."""
     return MemoryFile(
         paths.memory,
-        boot=observe.boot_id(),
-        namespace=observe.namespace_id(),
+        boot=namespace.boot_id(),
+        namespace=namespace.namespace_id(),
         machine=observe.in_machine_namespace(),
     )
 

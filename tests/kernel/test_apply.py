@@ -171,7 +171,7 @@ def test_status(director: Director) -> None:
     }
     web = {entry["name"]: entry for entry in services["WEB"]["real_servers"]}
     assert [entry["weight"] for entry in web.values()] == [1, 2, None]
-    assert [entry["state"] for entry in web.values()] == ["online", "online", "standby"]
+    assert [entry["state"] for entry in web.values()] == ["online", "online", "spare"]
 
     shown = director.lbdr("status")
     assert shown.exit_code == 0
@@ -375,7 +375,7 @@ def test_a_service_of_others_that_differs_is_left_alone(director: Director) -> N
     assert refused.exit_code == 7
     assert "virtual service WEB (tcp 10.77.0.10:80) exists in IPVS" in refused.stderr
     assert "hint: " in refused.stderr
-    assert "`lbdr apply --adopt` takes over" in refused.stderr
+    assert "`lbdr apply --adopt` takes it over" in refused.stderr
     others = [line for line in rules_of(PLAN) if " 10.77.0.10:80 " not in line]
     assert director.rules() == sorted([*theirs, *others])
     assert director.lbdr("apply", "--json").json["error"]["exit_code"] == 7

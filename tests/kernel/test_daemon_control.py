@@ -97,6 +97,9 @@ def test_the_socket_is_for_root_and_the_group(daemon: Daemon, gid: int) -> None:
 
 def test_a_member_of_the_group_is_served(daemon: Daemon, member: pwd.struct_passwd) -> None:
     """As after a login: his own group, with lbdr among the others. And the command for a person."""
+    assert os.environ.get("LBDR_GUEST") == "1", "the clone is opened to others in a guest only"
+    for directory in LBDR.parents:  # it may be root's own
+        directory.chmod(directory.stat().st_mode | 0o011)
     place = f"--run-dir={daemon.paths.run}"
     user = [f"--reuid={member.pw_uid}", f"--regid={member.pw_gid}", "--init-groups"]
     shown = subprocess.run(
@@ -234,7 +237,8 @@ def test_half_lines_and_idle_connections_are_no_obstacle(daemon: Daemon) -> None
         idle = [stack.enter_context(connect(daemon)) for _ in range(300)]
         for number, connection in enumerate(idle):
             if number % 2:
-                connection.sendall(b'{"version": 1, "requ')
+                with contextlib.suppress(BrokenPipeError):  # of so many, old ones are closed
+                    connection.sendall(b'{"version": 1, "requ')
         begin = time.monotonic()
         assert daemon.status().director == "lab"
         assert time.monotonic() - begin < 5

@@ -483,7 +483,7 @@ def test_a_stranger_on_the_socket(director: Director, answer: bytes, message: st
     before = director.snapshot()
     director.paths.run.mkdir(parents=True)
     with stranger(director.paths.socket, answer):
-        for command in ("plan", "status", "withdraw", "role", "reload"):
+        for command in ("status", "withdraw", "role", "reload"):
             refused = director.lbdr(command)
             assert_refused(refused, 9, message, "")
     assert director.snapshot() == before

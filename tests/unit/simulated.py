@@ -278,6 +278,9 @@ class SimulatedKernel(Kernel):
     def observe_host(self, sysctls: Iterable[str]) -> tuple[dict[str, str | None], Timeouts]:
         return dict(self.world.observe(sysctls, ()).sysctls), self.world.timeouts
 
+    def service_keys(self) -> set[Key]:
+        return set(self.world.services)
+
     async def observe_services(
         self, keys: Iterable[Key] | None = None
     ) -> dict[Key, ObservedService]:

@@ -75,7 +75,9 @@ def services(draw: st.DrawFn, key: Key) -> Service:
 def desired_states(draw: st.DrawFn) -> DesiredState:
     """What a kernel may be asked to hold."""
     keys = draw(st.lists(st.sampled_from(KEYS), max_size=3, unique=True))
-    vips = draw(st.lists(st.sampled_from(VIPS), max_size=3, unique=True))
+    # a VIP with no service behind it is not claimed
+    served = sorted({key.address for key in keys if isinstance(key, ServiceKey)}, key=str)
+    vips = draw(st.lists(st.sampled_from(served), max_size=3, unique=True)) if served else []
     names = draw(st.sampled_from([SYSCTLS, SYSCTLS[:4], SYSCTLS[2:], ()]))
     return DesiredState(
         services={key: draw(services(key)) for key in keys},

@@ -96,3 +96,13 @@ def test_signs_of_life_keep_coming(manager: socket.socket, monkeypatch: pytest.M
 
 def test_without_a_watchdog_nothing_runs() -> None:
     run_in_loop(watchdog())
+
+
+def test_a_manager_that_does_not_listen_is_not_waited_for(
+    manager: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its queue is full after some datagrams; the director goes on, and says so."""
+    for _ in range(2000):
+        notify("WATCHDOG=1")
+    assert "cannot be told" in caplog.text
+    assert manager.recv(4096) == b"WATCHDOG=1"

@@ -45,15 +45,28 @@ def test_the_lock_is_free_after_an_error(paths: Paths) -> None:
         pass
 
 
-def test_directors_with_other_directories_are_in_nobodys_way(paths: Paths, tmp_path: Path) -> None:
-    with exclusive(paths, who="daemon"), exclusive(Paths(run=tmp_path / "run2"), who="daemon"):
+@pytest.mark.parametrize(
+    ("run", "state"), [("run", "state2"), ("run2", "state"), ("run2", "state2")]
+)
+def test_other_directories_make_no_second_director(
+    paths: Paths, tmp_path: Path, run: str, state: str
+) -> None:
+    """In one network namespace it would take the first one's services for its own."""
+    other = Paths(run=tmp_path / run, state=tmp_path / state)
+    with (
+        exclusive(paths, who="daemon"),
+        pytest.raises(ControlError, match="another lbdr"),
+        exclusive(other, who="apply"),
+    ):
+        pass
+    with exclusive(other, who="apply"):
         pass
 
 
 HOLD = """\
 import sys, pathlib
 from lbdr.paths import Paths, exclusive
-with exclusive(Paths(run=pathlib.Path(sys.argv[1])), who="daemon"):
+with exclusive(Paths(run=pathlib.Path(sys.argv[1]), state=pathlib.Path(sys.argv[2])), who="daemon"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -61,7 +74,7 @@ with exclusive(Paths(run=pathlib.Path(sys.argv[1])), who="daemon"):
 
 def test_a_process_that_was_killed_holds_nothing(paths: Paths) -> None:
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(paths.run)],
+        [sys.executable, "-c", HOLD, str(paths.run), str(paths.state)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -89,7 +102,7 @@ def test_the_lock_is_not_for_everybody_to_take(paths: Paths) -> None:
 def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(StateError) as caught:
-        exclusive(Paths(run=tmp_path / "run"), who="apply").__enter__()
+        exclusive(Paths(run=tmp_path / "run", state=tmp_path / "state"), who="apply").__enter__()
     assert "--run-dir" in caught.value.hint
 
 

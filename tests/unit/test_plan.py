@@ -267,7 +267,7 @@ def test_a_service_of_others_is_a_conflict_and_the_rest_goes_on() -> None:
     assert [conflict.key for conflict in plan.conflicts] == [WEB]
     assert str(plan.conflicts[0]) == (
         "virtual service WEB (tcp 10.0.0.50:80) exists in IPVS, differs from the configuration, "
-        "and lbdr did not make it"
+        "and lbdr did not make it; `lbdr apply --adopt` takes it over"
     )
     assert world.service(WEB) == theirs
     assert WEB not in owned.services

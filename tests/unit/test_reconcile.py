@@ -446,7 +446,7 @@ def test_an_error_tells_all_of_it() -> None:
         str(Conflict(DNS, "DNS")),
         "applied: 1 operations, which stay",
     ]
-    assert "--adopt" in error.hint
+    assert "--adopt" in error.message
 
 
 # --- something urgent in between ------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lbdr.desired import SYSCTLS
 from lbdr.errors import StateError
 from lbdr.model import MarkKey, Protocol, Role, ServiceKey, VirtualAddress
 from lbdr.plan import Ownership
@@ -36,7 +37,7 @@ states = st.builds(
             st.builds(VirtualAddress, addresses, st.sampled_from(["eth0", "br-lan.100"])),
             max_size=3,
         ),
-        sysctls=st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=2),
+        sysctls=st.dictionaries(st.sampled_from(SYSCTLS), st.text(max_size=9), max_size=2),
     ),
     role=st.none() | st.sampled_from(Role),
     weights=st.dictionaries(
@@ -77,6 +78,7 @@ def test_the_file_is_for_people_to_read(store: StateStore) -> None:
     store.save(ONE)
     assert json.loads(store.path.read_bytes()) == {
         "version": 1,
+        "kernel": "",
         "services": [
             {"protocol": "tcp", "address": "10.0.0.50", "port": 80},
             {"mark": 7, "version": 6},

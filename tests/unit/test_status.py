@@ -151,7 +151,7 @@ def test_the_weight_of_the_file_and_the_weight_in_ipvs() -> None:
 def test_the_sorry_server_is_shown_waiting_and_standing_in() -> None:
     virtual = replace(WEB, sorry_server=SORRY)
     waiting = status(virtual, in_ipvs(RS1, RS2))
-    assert states(waiting) == {"rs1": "online", "rs2": "online", "sorry": "standby"}
+    assert states(waiting) == {"rs1": "online", "rs2": "online", "sorry": "spare"}
     drained = {("WEB", "rs1"): 0, ("WEB", "rs2"): 0}
     observed = in_ipvs(replace(RS1, weight=0), replace(RS2, weight=0), SORRY)
     standing_in = status(virtual, observed, weights=drained)
