@@ -46,7 +46,9 @@ def plan(*, paths: Paths, adopt: bool, exit_code: bool, as_json: bool) -> None:
       lbdr plan
       lbdr plan new.yaml --exit-code && echo nothing to do
     """
+    where = ""
     if not adopt and not names_file() and client.running(paths):
+        where = " by the file as the daemon read it; `lbdr plan FILE` plans what it says now"
         result = PlanResult.model_validate(client.ask(paths, PlanRequest()).result)
     else:
         found = asyncio.run(oneshot.plan(paths, adopt=adopt))
@@ -62,7 +64,7 @@ def plan(*, paths: Paths, adopt: bool, exit_code: bool, as_json: bool) -> None:
         for conflict in result.conflicts:
             click.echo(f"conflict: {conflict}", err=True)
         if not result.operations and not result.conflicts:
-            click.echo("nothing to do", err=True)
+            click.echo(f"nothing to do{where}", err=True)
     if exit_code and (result.operations or result.conflicts):
         raise click.exceptions.Exit(EXIT_NO)
 

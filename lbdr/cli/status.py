@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import click
 from rich.console import Console
@@ -30,6 +31,7 @@ _COLOURS = {
     "unsupported": "red",
 }
 _ENDLESS = 10_000
+_WIDE = 132  # columns that the whole table takes, with addresses of usual length
 _UNITS = ("", "K", "M", "G", "T", "P")
 
 
@@ -74,7 +76,11 @@ def _console() -> Console:
 def _show(status: Status, console: Console, *, rate: bool) -> None:
     console.print(_headline(status))
     if status.virtual_services:
-        console.print(_table(status, rate=rate))
+        wide = console.width >= _WIDE
+        console.print(_table(status, rate=rate, wide=wide))
+        if not wide:
+            for words in dict.fromkeys(map(_vip_line, status.virtual_services)):
+                console.print(words, soft_wrap=True)
     else:
         console.print("no virtual services are configured")
     if status.foreign_services:
@@ -98,24 +104,32 @@ def _headline(status: Status) -> Text:
     )
 
 
-def _table(status: Status, *, rate: bool) -> Table:
+def _table(status: Status, *, rate: bool, wide: bool) -> Table:
+    """All of it, or in a narrow terminal what matters most: names and addresses stay whole."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     unit = "/s" if rate else ""
-    table.add_column("virtual service", overflow="fold")
-    table.add_column("state", no_wrap=True)
-    table.add_column("address", overflow="fold")
-    table.add_column("scheduler", overflow="fold")
-    for name in ("weight", "active", "inactive", f"conns{unit}", f"packets{unit}", f"bytes{unit}"):
+    numbers = ["weight", "active", "inactive", f"conns{unit}"]
+    if wide:
+        numbers += [f"packets{unit}", f"bytes{unit}"]
+    for name in ("virtual service", "state", "address", *(["scheduler"] if wide else [])):
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("VIP owner", overflow="fold")
+    if wide:
+        table.add_column("VIP owner", overflow="fold")
     for entry in status.virtual_services:
-        _add_service(table, entry, rate=rate)
+        for row in _rows(entry, rate=rate):
+            table.add_row(*(row if wide else (*row[:3], *row[4:8])))
     return table
 
 
-def _add_service(table: Table, entry: VirtualServiceStatus, *, rate: bool) -> None:
+def _vip_line(entry: VirtualServiceStatus) -> str:
+    return f"VIP {entry.vip.address}: {_owner(entry)}"
+
+
+def _rows(entry: VirtualServiceStatus, *, rate: bool) -> Iterator[tuple[str | Text, ...]]:
     numbers = entry.rates if rate else entry.totals
-    table.add_row(
+    yield (
         Text(entry.name, style="bold"),
         _state(entry.state),
         f"{entry.protocol} {_endpoint(entry.vip.address, entry.ports)}",
@@ -129,15 +143,15 @@ def _add_service(table: Table, entry: VirtualServiceStatus, *, rate: bool) -> No
         _owner(entry),
     )
     for server in entry.real_servers:
-        _add_real_server(table, server, rate=rate)
+        yield _real_server(server, rate=rate)
 
 
-def _add_real_server(table: Table, server: RealServerStatus, *, rate: bool) -> None:
+def _real_server(server: RealServerStatus, *, rate: bool) -> tuple[str | Text, ...]:
     numbers = server.rates if rate else server.totals
     weight = "-" if server.weight is None else str(server.weight)
     if server.weight is not None and server.weight != server.configured_weight:
         weight += f" ({server.configured_weight})"
-    table.add_row(
+    return (
         f"  {server.name or '(not ours)'}",
         _state(server.state),
         _endpoint(server.address, str(server.port or "any")),

@@ -1,8 +1,8 @@
 """IPVS's generic netlink messages: operations to bytes, bytes to what the kernel holds.
 
-Messages are packed here and not by pyroute2's nla classes: those take 45 times as long for a real
-server, and a director of 10,000 real servers sends and reads that many (docs/architecture.md). The
-names and numbers are pyroute2's.
+Messages are packed here and not by pyroute2's nla classes: those take many times as long, and a
+director of 10,000 real servers sends and reads that many (docs/architecture.md). The names and
+numbers are pyroute2's.
 
 Source: include/uapi/linux/ip_vs.h and net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_genl_*.
 """

@@ -43,10 +43,19 @@ def _judge_holder(
         )
         elsewhere = [holder for holder in state.network.holders(vip.address) if holder != name]
         also = f"; that {elsewhere[0]} has it too does not help" if elsewhere else ""
+        remedy = f"the VIP belongs on lo, and out of {name}'s configuration: {again}"
+        if own.network.prefixlen != vip.prefix_length:
+            # no command that would cut the host off, if it was followed
+            remedy = (
+                f"{own} looks like this host's own address: was another VIP meant? If it is the "
+                f"VIP, give {name} an address of its own, and then the VIP its place on lo"
+            )
+        else:
+            remedy += " (not on a director, which holds its VIPs just so)"
         return _beyond_us(
             "vip-on-nic",
             f"{own} is on {name}, which neighbours can ask: {how}{also}",
-            f"the VIP belongs on lo, and out of {name}'s configuration: {again}",
+            remedy,
             vip,
             name,
         )
