@@ -10,12 +10,14 @@ director_packages=(
     python3-venv
 )
 test_packages=(
-    arping     # asks who has the VIP, as a witness of its own
-    ethtool    # offloads of the test links
-    git        # which files are the project's
-    ipvsadm    # reads back what lbdr wrote
+    arping         # asks who has the VIP, as a witness of its own
+    ethtool        # offloads of the test links
+    git            # which files are the project's
+    ipvsadm        # reads back what lbdr wrote
+    linux-libc-dev # headers of BPF programs
+    python3-bpfcc  # compiles them
     shellcheck
-    systemd    # runs the unit, in a container in the guest
+    systemd        # runs the unit, in a container in the guest
     tcpdump
 )
 qemu_packages=(
