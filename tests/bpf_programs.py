@@ -72,6 +72,7 @@ def private_bpffs(path: Path) -> Iterator[Path]:
     It is in a mount namespace of this thread, which ends with it, however it ends.
     """
     here = Path.cwd()
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     with Path("/proc/thread-self/ns/mnt").open() as before:
         _check(_libc.unshare(_CLONE_NEWNS))
         try:
@@ -81,6 +82,10 @@ def private_bpffs(path: Path) -> Iterator[Path]:
         finally:
             # refused while a thread that has ended for Python has not yet ended for the kernel
             wait_for(lambda: _libc.setns(before.fileno(), _CLONE_NEWNS) == 0, "back in /")
+            # the root is the namespace's now, which is another one for who was in a chroot
+            os.fchdir(root)
+            os.chroot(".")
+            os.close(root)
             os.chdir(here)
 
 

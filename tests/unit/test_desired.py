@@ -170,3 +170,23 @@ def test_timeouts_are_the_configurations() -> None:
     timeouts = Timeouts(tcp=7200)
     configuration = Configuration(Director(timeouts=timeouts), (web(),))
     assert expand(configuration, NETWORK, role=Role.ACTIVE).timeouts == timeouts
+
+
+def test_a_vip_outlives_a_moment_without_its_subnet() -> None:
+    """The host's own address may be gone for a moment; with the VIP all its clients would be."""
+    vip = VirtualAddress(KEY.address, "eth0")
+    own = ip_interface(f"{KEY.address}/32")
+    gone = HostNetwork({"eth0": Interface("eth0", 2, addresses=(own,))})
+    wanted = Configuration(virtual_services=(web(),))
+    assert expand(wanted, gone, role=Role.ACTIVE).addresses == frozenset()
+    assert expand(wanted, gone, role=Role.ACTIVE, placed={vip}).addresses == {vip}
+    assert expand(wanted, gone, role=Role.STANDBY, placed={vip}).addresses == frozenset()
+    # and not where it is not: then there is nothing to keep
+    elsewhere = HostNetwork({"eth0": Interface("eth0", 2)})
+    assert expand(wanted, elsewhere, role=Role.ACTIVE, placed={vip}).addresses == frozenset()
+    # where another interface has its subnet, it moves there
+    there = Interface("eth1", 3, addresses=(ip_interface("10.0.0.2/16"),))
+    moved = HostNetwork({**gone.interfaces, "eth1": there})
+    assert {
+        v.interface for v in expand(wanted, moved, role=Role.ACTIVE, placed={vip}).addresses
+    } == {"eth1"}

@@ -566,3 +566,37 @@ def test_a_crash_between_any_two_operations_of_a_change(
         if not crashed:
             break
         count += 1
+
+
+# --- a VIP with nothing behind it -----------------------------------------------------------------
+
+
+def test_a_vip_whose_service_was_refused_is_not_claimed() -> None:
+    """Not by a later pass either, which is about VIPs alone."""
+    lab = Lab(World(schedulers={"rr"}))
+    assert lab.reconcile(replace(DESIRED, addresses=frozenset())).failed
+    report = lab.reconcile(DESIRED, Scope(services=frozenset()))
+    assert report.applied == []
+    assert lab.world.observe().network.holders(VIP.address) == ()
+
+
+def test_a_vip_whose_service_is_somebody_elses_is_not_claimed() -> None:
+    lab = Lab()
+    lab.world.do(AddService(Service(WEB, "rr")))
+    report = lab.reconcile()
+    assert [conflict.key for conflict in report.conflicts] == [WEB]
+    assert lab.world.observe().network.holders(VIP.address) == ()
+
+
+def test_a_standby_that_becomes_active_claims_what_it_serves() -> None:
+    lab = Lab()
+    lab.reconcile(replace(DESIRED, addresses=frozenset()))
+    assert lab.reconcile(DESIRED, Scope(services=frozenset())).clean
+    assert lab.world.observe().network.holders(VIP.address) == ("eth0",)
+
+
+def test_what_is_undone_is_told_by_service() -> None:
+    lab = Lab(World(schedulers={"rr"}))
+    undone = lab.reconcile().undone()
+    assert set(undone) == {WEB}
+    assert "ipvsadm -A" in undone[WEB][0]

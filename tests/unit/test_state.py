@@ -295,3 +295,33 @@ def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
         store.save(ONE)
     with pytest.raises(StateError, match="cannot be read"):
         store.load()
+
+
+def test_what_was_owned_in_another_boot_is_not_owned_now(tmp_path: Path) -> None:
+    """The kernel's entries are gone with it; who makes them anew is somebody else."""
+    StateStore(tmp_path, "boot-1 4026531840").save(ONE)
+    assert StateStore(tmp_path, "boot-1 4026531840").load() == ONE
+    for other in ("boot-2 4026531840", "boot-1 4026531999"):
+        state = StateStore(tmp_path, other).load()
+        assert state.owned == Ownership()
+        assert (state.role, state.weights) == (ONE.role, ONE.weights)
+
+
+def test_no_sysctl_but_lbdrs_own_is_read(store: StateStore) -> None:
+    """A name may be a path: it is written to at a withdrawal."""
+    store.save(ONE)
+    content = store.path.read_text().replace("net.ipv4.vs.conntrack", "kernel.core_pattern")
+    store.path.write_text(content)
+    with pytest.raises(StateError, match="no sysctl that lbdr sets"):
+        store.load()
+
+
+def test_a_link_in_the_way_is_not_followed(store: StateStore, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    store.save(ONE)
+    for name in (".state.json.new", ".state.json.previous.new"):
+        (store.directory / name).symlink_to(victim)
+    store.save(TWO)
+    assert victim.read_text() == "untouched"
+    assert store.load() == TWO
