@@ -235,7 +235,8 @@ class Daemon:
         announcer.discard(announcer.vips - held)
         back = {vip for vip in held if vip.interface in self._came_up}
         self._came_up.clear()
-        # who took a VIP over while the link was down is not called back
+        # who took a VIP over while the link was down is told of and not called back at once; the
+        # schedule goes on, since it may as well be a real server that should be silent
         back -= (await self._others(back)).keys()
         announcer.add(back | held - announcer.vips)
 
@@ -259,7 +260,7 @@ class Daemon:
         director = self._director
         while True:
             settings = director.loaded.configuration.director.gratuitous_arp
-            await asyncio.sleep(settings.refresh or _CONFLICTS_EVERY)
+            await asyncio.sleep(min(settings.refresh or _CONFLICTS_EVERY, _CONFLICTS_EVERY))
             held = director.held()
             for subject in list(director.trouble):
                 if subject.startswith("VIP ") and subject not in map(_vip_subject, held):
