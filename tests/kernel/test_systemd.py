@@ -72,7 +72,7 @@ class Systemd:
             "[Service]\n"
             f"ExecStart=\nExecStart={LBDR} daemon {CONFIG}\n"
             f"ExecReload=\nExecReload={LBDR} reload\n"
-            "ProtectHome=no\n"  # the project may be in one
+            "ProtectHome=no\nPrivateTmp=no\n"  # the project may be there
             f"WatchdogSec=2\nRestartSec=100ms\nStandardError=append:{self._units / 'log'}\n"
         )
         environment = [
