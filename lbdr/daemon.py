@@ -22,7 +22,7 @@ from lbdr.datapath.notices import Change, ChangeKind
 from lbdr.director import Director
 from lbdr.drift import DriftWatch
 from lbdr.errors import ConfigError, LbdrError
-from lbdr.model import DesiredState, MarkKey, ServiceKey, VirtualAddress
+from lbdr.model import DesiredState, Key, VirtualAddress
 from lbdr.notify import notify, watchdog
 from lbdr.paths import Paths, exclusive
 from lbdr.reconcile import Reconciler
@@ -32,7 +32,6 @@ from lbdr.state import StateStore
 
 log = logging.getLogger(__name__)
 
-Key = ServiceKey | MarkKey
 
 _FIRST_RETRY = 1.0  # seconds
 _LONGEST_RETRY = 30.0

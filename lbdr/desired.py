@@ -10,11 +10,10 @@ from lbdr.model import (
     DesiredState,
     Forwarding,
     HostNetwork,
-    MarkKey,
+    Key,
     RealServer,
     Role,
     Service,
-    ServiceKey,
     VirtualAddress,
     VirtualService,
 )
@@ -65,7 +64,7 @@ def expand(
         placed: VIPs that lbdr added. One stays where it is while its subnet is not seen anywhere:
             the host's own address may be gone for a moment, and with the VIP all its clients.
     """
-    services: dict[ServiceKey | MarkKey, Service] = {}
+    services: dict[Key, Service] = {}
     addresses: set[VirtualAddress] = set()
     places = {
         vip.address: vip.interface
@@ -126,7 +125,7 @@ def _interface_for(virtual: VirtualService, network: HostNetwork) -> str | None:
     return found.name if found else None
 
 
-def _sysctls(services: Mapping[ServiceKey | MarkKey, Service]) -> dict[str, str]:
+def _sysctls(services: Mapping[Key, Service]) -> dict[str, str]:
     if not services:
         return {}
     wanted = dict(DIRECTOR_SYSCTLS)

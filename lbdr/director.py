@@ -14,10 +14,10 @@ from lbdr.datapath.kernel import Kernel
 from lbdr.desired import expand
 from lbdr.dirty import Dirty
 from lbdr.errors import Problem
-from lbdr.model import DesiredState, HostNetwork, Role, VirtualAddress
+from lbdr.model import DesiredState, HostNetwork, Key, Role, VirtualAddress
 from lbdr.paths import Paths
 from lbdr.reconcile import Reconciler
-from lbdr.report import Key, Report, Scope
+from lbdr.report import Report, Scope
 
 log = logging.getLogger(__name__)
 

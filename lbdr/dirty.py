@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from lbdr.model import MarkKey, ServiceKey
+from lbdr.model import Key
 from lbdr.report import Report, Scope
-
-Key = ServiceKey | MarkKey
 
 
 @dataclass(slots=True)

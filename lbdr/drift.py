@@ -8,11 +8,9 @@ from dataclasses import replace
 from lbdr.datapath import ipvs_text
 from lbdr.datapath.kernel import Kernel
 from lbdr.desired import SYSCTLS
-from lbdr.model import DesiredState, MarkKey, ObservedState, ServiceKey
+from lbdr.model import DesiredState, Key, ObservedState
 from lbdr.plan import Ownership, make_plan, service_operations
 from lbdr.report import Scope
-
-Key = ServiceKey | MarkKey
 
 AUDITED = 10
 """Services compared by netlink at each poll, in turn: the text lacks flags and thresholds."""

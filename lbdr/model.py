@@ -169,6 +169,11 @@ class ServiceKey:
     port: int
 
     @property
+    def version(self) -> int:
+        """Its IP version, 4 or 6."""
+        return self.address.version
+
+    @property
     def sort_key(self) -> tuple[int, int, str, int]:
         """An order over both IP versions."""
         return (self.address.version, int(self.address), self.protocol.value, self.port)
@@ -196,6 +201,10 @@ class MarkKey:
 
     def __str__(self) -> str:
         return f"mark {self.mark} (IPv{self.version})"
+
+
+Key: TypeAlias = ServiceKey | MarkKey
+"""What tells one IPVS virtual service from another, of either kind."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from lbdr.model import (
     ForwardingMethod,
+    Key,
     MarkKey,
     Protocol,
     RealServer,
     Service,
-    ServiceKey,
     Timeouts,
     VirtualAddress,
     endpoint,
@@ -30,7 +30,7 @@ _METHOD_OPTION = {
 }
 
 
-def service_option(key: ServiceKey | MarkKey) -> str:
+def service_option(key: Key) -> str:
     """The words by which ipvsadm names a virtual service."""
     if isinstance(key, MarkKey):
         return f"-f {key.mark}" + (" -6" if key.version == 6 else "")
@@ -56,9 +56,7 @@ def _granularity_word(service: Service) -> str:
     if service.persistence is None:
         return ""
     length = service.persistence.granularity
-    version = (
-        service.key.version if isinstance(service.key, MarkKey) else service.key.address.version
-    )
+    version = service.key.version
     if version == 6:
         return "" if length == 128 else f"-M {length}"
     mask = (0xFFFFFFFF << (32 - length)) & 0xFFFFFFFF
@@ -66,7 +64,7 @@ def _granularity_word(service: Service) -> str:
     return "" if length == 32 else f"-M {dotted}"
 
 
-def _real_server_words(key: ServiceKey | MarkKey, server: RealServer) -> str:
+def _real_server_words(key: Key, server: RealServer) -> str:
     words = [
         service_option(key),
         f"-r {endpoint(server.address, server.port)}",
@@ -111,7 +109,7 @@ class SetService:
 class DeleteService:
     """Delete a virtual service with its real servers."""
 
-    key: ServiceKey | MarkKey
+    key: Key
 
     @property
     def command(self) -> str:
@@ -123,7 +121,7 @@ class DeleteService:
 class AddRealServer:
     """Add a real server to a virtual service."""
 
-    key: ServiceKey | MarkKey
+    key: Key
     real_server: RealServer
 
     @property
@@ -136,7 +134,7 @@ class AddRealServer:
 class SetRealServer:
     """Change a real server's weight, thresholds or forwarding method."""
 
-    key: ServiceKey | MarkKey
+    key: Key
     real_server: RealServer
 
     @property
@@ -149,7 +147,7 @@ class SetRealServer:
 class DeleteRealServer:
     """Delete a real server from a virtual service."""
 
-    key: ServiceKey | MarkKey
+    key: Key
     real_server: RealServer
 
     @property
@@ -262,7 +260,7 @@ AddressOperation = ProbeAddress | AddAddress | DeleteAddress | AnnounceAddress
 Operation = IpvsOperation | AddressOperation | SetSysctl
 
 
-def service_key(operation: Operation) -> ServiceKey | MarkKey | None:
+def service_key(operation: Operation) -> Key | None:
     """The virtual service that an operation is about; None for the others."""
     match operation:
         case AddService(service) | SetService(service):

@@ -15,12 +15,11 @@ from lbdr.model import (
     Address,
     DesiredState,
     HostNetwork,
-    MarkKey,
+    Key,
     ObservedService,
     ObservedState,
     RealServer,
     Service,
-    ServiceKey,
     Timeouts,
     VirtualAddress,
 )
@@ -39,8 +38,6 @@ from lbdr.operations import (
     SetSysctl,
     SetTimeouts,
 )
-
-Key = ServiceKey | MarkKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from tenacity import (
 from lbdr.datapath.kernel import Kernel, Outcome
 from lbdr.desired import SYSCTLS
 from lbdr.errors import KernelError, StateError
-from lbdr.model import DesiredState, HostNetwork, MarkKey, ObservedState, ServiceKey
+from lbdr.model import DesiredState, HostNetwork, Key, ObservedState, ServiceKey
 from lbdr.operations import (
     AddAddress,
     AddService,
@@ -35,7 +35,6 @@ from lbdr.state import State, StateStore
 
 log = logging.getLogger(__name__)
 
-Key = ServiceKey | MarkKey
 Between = Callable[[], Awaitable[Collection[Key]]]
 
 _ATTEMPTS = 4

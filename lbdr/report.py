@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 
 from lbdr.datapath.kernel import Outcome
 from lbdr.errors import LbdrError, StateError, VerificationError
-from lbdr.model import MarkKey, ServiceKey
+from lbdr.model import Key
 from lbdr.operations import Operation, service_key
 from lbdr.plan import Conflict
-
-Key = ServiceKey | MarkKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lbdr.desired import SYSCTLS
 from lbdr.errors import PrivilegeError, StateError
-from lbdr.model import MAX_WEIGHT, MarkKey, Protocol, Role, ServiceKey, Timeouts, VirtualAddress
+from lbdr.model import (
+    MAX_WEIGHT,
+    Key,
+    MarkKey,
+    Protocol,
+    Role,
+    ServiceKey,
+    Timeouts,
+    VirtualAddress,
+)
 from lbdr.plan import Ownership
 
 log = logging.getLogger(__name__)
@@ -194,7 +203,7 @@ def _parse(data: bytes, kernel: str) -> State:
     if file.kernel != kernel:
         log.info("the state is of another boot or network namespace: nothing here is lbdr's yet")
         return State(role=file.role, weights=weights)
-    services: set[ServiceKey | MarkKey] = set()
+    services: set[Key] = set()
     for entry in file.services:
         if isinstance(entry, _MarkEntry):
             services.add(MarkKey(entry.mark, entry.version))

@@ -17,12 +17,12 @@ from lbdr.model import (
     Configuration,
     Counters,
     HostNetwork,
+    Key,
     MarkKey,
     ObservedRealServer,
     ObservedService,
     RealServer,
     Role,
-    ServiceKey,
     VirtualService,
     endpoint,
 )
@@ -273,8 +273,8 @@ def director_status(
     configuration: Configuration,
     *,
     role: Role,
-    services: Mapping[ServiceKey | MarkKey, ObservedService],
-    owned: frozenset[ServiceKey | MarkKey],
+    services: Mapping[Key, ObservedService],
+    owned: frozenset[Key],
     network: HostNetwork,
     weights: Weights,
     owners: Mapping[str, str],
@@ -315,7 +315,7 @@ def director_status(
     )
 
 
-def _foreign(key: ServiceKey | MarkKey) -> str:
+def _foreign(key: Key) -> str:
     if isinstance(key, MarkKey):
         return str(key)
     return f"{key.protocol.value} {endpoint(key.address, key.port)}"

@@ -26,10 +26,9 @@ from pyroute2.netlink.generic.ipvs import GENL_NAME
 from lbdr.datapath import ipvs_wire as wire
 from lbdr.errors import KernelError, LbdrError, PrivilegeError
 from lbdr.model import (
-    MarkKey,
+    Key,
     ObservedRealServer,
     ObservedService,
-    ServiceKey,
     Timeouts,
 )
 from lbdr.operations import (
@@ -128,18 +127,17 @@ class Ipvs:
                     return [wire.parse_service(payload) for payload in found]
         raise KernelError(_LIST, errno=errno.EINTR, hint="IPVS changes without end; again")
 
-    def real_servers(self, key: ServiceKey | MarkKey) -> tuple[ObservedRealServer, ...]:
+    def real_servers(self, key: Key) -> tuple[ObservedRealServer, ...]:
         """The real servers of a virtual service, in the kernel's list order (last added first)."""
-        version = key.version if isinstance(key, MarkKey) else key.address.version
         for _ in range(_DUMP_TRIES):
             request = wire.dump_real_servers(self._family_id, self._next(), key)
             found = self._dump(request, _LIST)
             if found is not None:
                 with _understood(_LIST):
-                    return tuple(wire.parse_real_server(payload, version) for payload in found)
+                    return tuple(wire.parse_real_server(payload, key.version) for payload in found)
         raise KernelError(_LIST, errno=errno.EINTR, hint="IPVS changes without end; again")
 
-    def service(self, key: ServiceKey | MarkKey) -> ObservedService | None:
+    def service(self, key: Key) -> ObservedService | None:
         """One virtual service with its real servers; None where there is none."""
         request = wire.get_service(self._family_id, self._next(), key)
         self._send(request)

@@ -14,7 +14,7 @@ import os
 import re
 
 from lbdr.errors import KernelError
-from lbdr.model import MarkKey, Protocol, ServiceKey
+from lbdr.model import Key, MarkKey, Protocol, ServiceKey
 
 # The thread's own: /proc/net is the main thread's, which may be in another namespace.
 _PATH = "/proc/thread-self/net/ip_vs"
@@ -52,7 +52,7 @@ def configuration(table: bytes) -> bytes:
     return _CONNECTIONS.sub(b"", table)
 
 
-def changed(before: bytes, after: bytes) -> set[ServiceKey | MarkKey]:
+def changed(before: bytes, after: bytes) -> set[Key]:
     """The services that differ between two tables.
 
     Args:
@@ -88,7 +88,7 @@ def _blocks(table: bytes) -> dict[bytes, list[bytes]]:
     return {identity: sorted(lines) for identity, lines in blocks.items()}
 
 
-def _key(header: bytes) -> ServiceKey | MarkKey:
+def _key(header: bytes) -> Key:
     match = _SERVICE.match(header)
     if match is None:
         raise ValueError(f"no header of a service: {header!r}")

@@ -21,6 +21,7 @@ from lbdr.model import (
     Address,
     Counters,
     ForwardingMethod,
+    Key,
     MarkKey,
     ObservedRealServer,
     ObservedService,
@@ -164,13 +165,13 @@ def dump_services(family_id: int, sequence: int) -> bytes:
     return message(family_id, sequence, uapi.IPVS_CMD_GET_SERVICE, b"", flags=NLM_F_DUMP)
 
 
-def get_service(family_id: int, sequence: int, key: ServiceKey | MarkKey) -> bytes:
+def get_service(family_id: int, sequence: int, key: Key) -> bytes:
     """The request for one virtual service."""
     payload = _nested(CMD_SERVICE, _key(key))
     return message(family_id, sequence, uapi.IPVS_CMD_GET_SERVICE, payload, flags=NLM_F_ACK)
 
 
-def dump_real_servers(family_id: int, sequence: int, key: ServiceKey | MarkKey) -> bytes:
+def dump_real_servers(family_id: int, sequence: int, key: Key) -> bytes:
     """The request for all real servers of a virtual service."""
     payload = _nested(CMD_SERVICE, _key(key))
     return message(family_id, sequence, uapi.IPVS_CMD_GET_DEST, payload, flags=NLM_F_DUMP)
@@ -188,7 +189,7 @@ def parse_service(payload: memoryview) -> ObservedService:
     version = 6 if address_family == socket.AF_INET6 else 4
     flags = _number(attributes, SVC_FLAGS, _U32)
     scheduler = bytes(attributes[SVC_SCHED_NAME]).rstrip(b"\0").decode("ascii")
-    key: ServiceKey | MarkKey
+    key: Key
     if SVC_FWMARK in attributes:
         key = MarkKey(_number(attributes, SVC_FWMARK, _U32), version)
     else:
@@ -275,7 +276,7 @@ def _u32(kind: int, value: int) -> bytes:
     return _attribute(kind, _U32.pack(value))
 
 
-def _key(key: ServiceKey | MarkKey) -> bytes:
+def _key(key: Key) -> bytes:
     if isinstance(key, MarkKey):
         return _u16(SVC_AF, family(key.version)) + _u32(SVC_FWMARK, key.mark)
     return (
@@ -291,9 +292,7 @@ def _nf_inet_addr(address: Address) -> bytes:
 
 
 def _service(service: Service) -> bytes:
-    version = (
-        service.key.version if isinstance(service.key, MarkKey) else service.key.address.version
-    )
+    version = service.key.version
     flags = F_ONEPACKET if service.one_packet else 0
     for name in service.flags:
         flags |= _SCHEDULER_BITS[name]

@@ -21,7 +21,7 @@ from lbdr.model import (
     Address,
     AddressProbe,
     HostNetwork,
-    MarkKey,
+    Key,
     ObservedService,
     ServiceKey,
     Timeouts,
@@ -40,7 +40,6 @@ from lbdr.operations import (
     service_key,
 )
 
-Key = ServiceKey | MarkKey
 _YIELD_EVERY = 32  # services observed between two turns of the event loop
 
 

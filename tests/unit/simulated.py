@@ -26,13 +26,13 @@ from lbdr.model import (
     HostNetwork,
     Interface,
     InterfaceAddress,
+    Key,
     MarkKey,
     ObservedRealServer,
     ObservedService,
     ObservedState,
     RealServer,
     Service,
-    ServiceKey,
     Timeouts,
     VirtualAddress,
 )
@@ -52,7 +52,6 @@ from lbdr.operations import (
     SetTimeouts,
 )
 
-Key = ServiceKey | MarkKey
 T = TypeVar("T")
 
 INTERFACES: Mapping[str, tuple[str, ...]] = {

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lbdr.desired import SYSCTLS
 from lbdr.model import (
     DesiredState,
+    Key,
     MarkKey,
     Persistence,
     Protocol,
@@ -25,8 +26,6 @@ from lbdr.model import (
     VirtualAddress,
 )
 from tests.unit.simulated import World
-
-Key = ServiceKey | MarkKey
 
 VIPS = [ip_address(text) for text in ("10.0.0.50", "10.0.0.51", "10.0.1.50", "fd00::50")]
 RIPS = {

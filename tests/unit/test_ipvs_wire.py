@@ -17,6 +17,7 @@ from lbdr.datapath import ipvs_wire as wire
 from lbdr.model import (
     Counters,
     ForwardingMethod,
+    Key,
     MarkKey,
     ObservedRealServer,
     ObservedService,
@@ -37,7 +38,7 @@ from lbdr.operations import (
     SetService,
     SetTimeouts,
 )
-from tests.unit.strategies import KEYS, Key, services
+from tests.unit.strategies import KEYS, services
 
 FAMILY = 29
 SEQUENCE = 7

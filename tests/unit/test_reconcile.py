@@ -25,6 +25,7 @@ from lbdr.errors import (
 )
 from lbdr.model import (
     DesiredState,
+    Key,
     Protocol,
     RealServer,
     Role,
@@ -42,7 +43,7 @@ from lbdr.operations import (
     SetSysctl,
 )
 from lbdr.plan import Conflict, Ownership, make_plan
-from lbdr.reconcile import Key, Reconciler
+from lbdr.reconcile import Reconciler
 from lbdr.report import Report, Scope
 from lbdr.state import State, StateStore
 from tests.unit.simulated import SimulatedKernel, World, run, run_in_loop, subject
