@@ -29,3 +29,19 @@ def test_the_demo_runs(debian_kernel: DebianKernel) -> None:
     assert result["client_address_seen"]
     assert result["direct_return"]
     assert result["vip_answered_by"] == "director"
+
+
+def test_mh_is_equal(debian_kernel: DebianKernel) -> None:
+    """Lbdr and this kernel's IPVS choose alike for 10,240 clients of 16 services."""
+    done = debian_kernel(
+        "env", "PYTHONPATH=.:scripts/lib", sys.executable, "-m", "tests.mh_equality", "4", "640"
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert "-amd64" in result["kernel"]
+    assert result["differences"] == []
+    assert (result["cases"], result["clients"]) == (16, 10240)
+    assert result["drained"] > 0
+    verdict = result["verdict"]
+    assert (verdict["outcome"], verdict["index"]) == ("agrees", 12), verdict
+    assert verdict["versions"] == [4, 6]
