@@ -13,6 +13,7 @@ _COMMANDS = {
     "apply": "changes",
     "check": "check",
     "daemon": "daemon",
+    "doctor": "doctor",
     "plan": "changes",
     "reload": "runtime",
     "role": "runtime",
