@@ -7,17 +7,17 @@ director_packages=(
     iproute2        # the lab's namespaces and links
     kmod            # loads ip_vs
     python3
+    python3-bpfcc # compiles the fast path's programs
     python3-venv
 )
 test_packages=(
-    arping         # asks who has the VIP, as a witness of its own
-    ethtool        # offloads of the test links
-    git            # which files are the project's
-    ipvsadm        # reads back what lbdr wrote
-    linux-libc-dev # headers of BPF programs
-    python3-bpfcc  # compiles them
+    arping       # asks who has the VIP, as a witness of its own
+    clang-format # C is formatted by it
+    ethtool      # offloads of the test links
+    git          # which files are the project's
+    ipvsadm      # reads back what lbdr wrote
     shellcheck
-    systemd        # runs the unit, in a container in the guest
+    systemd      # runs the unit, in a container in the guest
     tcpdump
 )
 qemu_packages=(

@@ -72,3 +72,9 @@ def test_shellcheck() -> None:
     scripts = files_of(("sh", "bash", "dash"), ".sh")
     assert "scripts/install" in scripts
     check("shellcheck", *scripts)
+
+
+def test_clang_format() -> None:
+    sources = [str(path) for path in project_files() if path.suffix in {".c", ".h"}]
+    assert sources
+    check("clang-format", "--dry-run", "--Werror", *sources)

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The director: a packet for a DR service goes to its real server, everything else passes as it is.
+ * Compiled for XDP, and with DIRECTOR_TC for tc ingress, on the same maps: what XDP missed, and
+ * devices that have no native XDP, are served there.
+ */
+#include <uapi/linux/bpf.h>
+
+#include "decide.h"
+#include "fragments.h"
+#include "learned.h"
+#include "rewrite.h"
+#include "track.h"
+
+#define HEADERS (14 + 4 + 40 + 8 + 40 + 8) /* IPv6 in ICMPv6, the most that is looked at */
+
+int lbdr_director(context *ctx)
+{
+	u64 decision = SERVICE_ALONE << 32;
+	u32 zero = 0, reason, server;
+	struct service *service;
+	struct packet *p;
+	__be16 protocol;
+
+	p = map_lookup(MAP(packet), &zero);
+	if (!p)
+		return VERDICT_PASS;
+#ifdef DIRECTOR_TC
+	if (ctx->data_end - ctx->data < HEADERS)
+		skb_pull(ctx, ctx->len < HEADERS ? ctx->len : HEADERS);
+#endif
+	protocol = parse_ethernet(ctx, p);
+	if (protocol == bpf_htons(ETH_P_IP)) {
+		if (!parse4(ctx, p))
+			return VERDICT_PASS;
+	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
+		if (!parse6(ctx, p))
+			return VERDICT_PASS;
+	} else {
+		return VERDICT_PASS;
+	}
+	p->service = p->mark = 0;
+	if (p->odd & ODD_LATER_FRAGMENT) {
+		server = recall_fragment(ctx, p);
+		if (server == NOBODY || p->hops <= 1)
+			return pass_up(p, REASON_FRAGMENT);
+	} else {
+		p->service = find_service(p);
+		service = p->service ? map_lookup(MAP(services), &p->service) : NULL;
+		if (!service)
+			return VERDICT_PASS;
+		decision = *(volatile u64 *)&service->decision;
+		reason = not_ours(ctx, p, service, decision);
+		if (reason)
+			return pass_up(p, reason);
+		p->mark = service->mark;
+		reason = unfit(p, decision, p->version == 4 ? 28 : 48);
+		if (reason)
+			return pass(ctx, p, decision, reason);
+		reason = REASON_FALLBACK;
+		server = decision >> 32 & SERVICE_LEARNED
+				 ? recall(ctx, p, service, decision, &reason)
+				 : choose(ctx, p, service, decision);
+		if (server == NOBODY)
+			return pass(ctx, p, decision, reason);
+		if (p->odd & ODD_FRAGMENT)
+			remember_fragment(ctx, p, server);
+	}
+	return forward(ctx, p, decision, server);
+}

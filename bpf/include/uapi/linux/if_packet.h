@@ -1,0 +1,1 @@
+/* bcc asks for it; nothing of it is used. */

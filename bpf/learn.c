@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * At tc egress of every device towards servers: what IPVS forwards shows, by the MAC it goes to,
+ * whom IPVS chose. A flow is learned from its first packet that is not a SYN: learned at the SYN,
+ * IPVS would never see the handshake end. The director's own packets come from no device.
+ */
+#define DIRECTOR_TC
+#include <uapi/linux/bpf.h>
+
+#include "decide.h"
+#include "learned.h"
+
+#define HEADERS                                                                                    \
+	(14 + 4 + 60 + 14) /* IPv4 with all options, or IPv6, and TCP as far as its flags          \
+			    */
+
+int lbdr_director(context *ctx)
+{
+	struct server_key who = {};
+	struct learned learned = {}, *there;
+	struct ethernet *ethernet;
+	struct service *service;
+	struct packet *p;
+	struct flow flow;
+	u32 zero = 0, *server;
+	u64 decision;
+	__be16 protocol;
+
+	p = map_lookup(MAP(leaving), &zero);
+	if (!p || !ctx->ingress_ifindex)
+		return VERDICT_PASS;
+	if (ctx->data_end - ctx->data < HEADERS)
+		skb_pull(ctx, ctx->len < HEADERS ? ctx->len : HEADERS);
+	protocol = parse_ethernet(ctx, p);
+	if (protocol == bpf_htons(ETH_P_IP)) {
+		if (!parse4(ctx, p))
+			return VERDICT_PASS;
+	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
+		if (!parse6(ctx, p))
+			return VERDICT_PASS;
+	} else {
+		return VERDICT_PASS;
+	}
+	if (p->odd & (ODD_FRAGMENT | ODD_LATER_FRAGMENT | ODD_QUOTED))
+		return VERDICT_PASS;
+	p->service = find_service(p);
+	service = p->service ? map_lookup(MAP(services), &p->service) : NULL;
+	decision = service ? *(volatile u64 *)&service->decision : 0;
+	if (!service || !(decision >> 32 & SERVICE_LEARNED))
+		return VERDICT_PASS;
+	if (p->protocol == IPPROTO_TCP) {
+		struct tcp_start *tcp = l4_of(ctx, p);
+
+		if ((void *)(tcp + 1) > end_of(ctx) || tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST))
+			return VERDICT_PASS;
+	}
+	ethernet = start_of(ctx);
+	if ((void *)(ethernet + 1) > end_of(ctx))
+		return VERDICT_PASS;
+	who.service = p->service;
+	__builtin_memcpy(who.mac, ethernet->destination, sizeof(who.mac));
+	server = map_lookup(MAP(macs), &who);
+	if (!server)
+		return VERDICT_PASS;
+	flow = flow_of(p);
+	there = find_learned(&flow, decision, p->version);
+	if (there) {
+		if (there->state == LEARNED_OPEN && there->server != *server)
+			there->server = *server;
+		return VERDICT_PASS;
+	}
+	learned.server = *server;
+	learned.refreshed = now();
+	if (is_small(decision, p->version)) {
+		struct flow4 flow4 = flow4_of(&flow);
+
+		map_update(MAP(flows4), &flow4, &learned, BPF_ANY);
+	} else {
+		map_update(MAP(flows), &flow, &learned, BPF_ANY);
+	}
+	return VERDICT_PASS;
+}

@@ -1,0 +1,201 @@
+"""The maps of the director's programs: made, opened again, and seen as what they mean."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lbdr.datapath import xdp_layout as layout
+from lbdr.datapath.bpf import LayoutError
+from lbdr.datapath.bpf_arrays import Array
+from lbdr.datapath.bpf_maps import Map
+from lbdr.datapath.bpf_wire import MapKind
+from lbdr.datapath.xdp_layout import Capacity, map_specs
+from lbdr.model import Address
+
+_ARRAYS = (MapKind.ARRAY, MapKind.PERCPU_ARRAY)
+
+
+class DirectorMaps:
+    """All maps of one director, open, with the shared memory of those that have it.
+
+    Args:
+        maps: by name.
+        capacity: what they were made for.
+        version: of the programs that use them; 0 for none yet.
+    """
+
+    def __init__(self, maps: dict[str, Map], capacity: Capacity, version: int = 0) -> None:
+        self.capacity = capacity
+        self.version = version
+        self._maps = maps
+        self._open = ExitStack()
+        for one in maps.values():
+            self._open.enter_context(one)
+        self.services = self._words("services")
+        self.slots = self._words("slots", "I")
+        self.servers = self._words("servers")
+
+    def __getitem__(self, name: str) -> Map:
+        return self._maps[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._maps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @classmethod
+    def create(cls, capacity: Capacity) -> Self:
+        """Make all maps anew, empty; not pinned yet.
+
+        Raises:
+            PrivilegeError, KernelError: the kernel refuses.
+        """
+        maps: dict[str, Map] = {}
+        with ExitStack() as undo:
+            for name, spec in map_specs(capacity).items():
+                kind = Array if spec.kind in _ARRAYS else Map
+                maps[name] = undo.enter_context(
+                    kind.create(
+                        spec.kind,
+                        spec.key_size,
+                        spec.value_size,
+                        spec.max_entries,
+                        name=f"lbdr_{name}",
+                        flags=spec.flags,
+                    )
+                )
+            maps["about"].update(layout.U32.pack(0), capacity.pack())
+            made = cls(maps, capacity)
+            undo.pop_all()
+        return made
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Open the maps that are pinned in a directory.
+
+        Raises:
+            LayoutError: they are another version's; they are not used.
+            PrivilegeError, KernelError: they cannot be opened; ENOENT where there are none.
+        """
+        about = map_specs(Capacity())["about"]
+        with Array.open(
+            directory / "about", about.key_size, about.value_size, 1, about.kind
+        ) as pinned:
+            try:
+                capacity, version = Capacity.unpack(pinned.lookup(layout.U32.pack(0)) or b"")
+            except ValueError as error:
+                raise LayoutError(
+                    f"the maps pinned in {directory} have another layout: {error}"
+                ) from error
+        maps: dict[str, Map] = {}
+        with ExitStack() as undo:
+            for name, spec in map_specs(capacity).items():
+                kind = Array if spec.kind in _ARRAYS else Map
+                maps[name] = undo.enter_context(
+                    kind.open(
+                        directory / name,
+                        spec.key_size,
+                        spec.value_size,
+                        spec.max_entries,
+                        spec.kind,
+                    )
+                )
+            opened = cls(maps, capacity, version)
+            undo.pop_all()
+        return opened
+
+    def pin(self, directory: Path) -> None:
+        """Pin all of them in a directory, which exists; `about` last, so that it tells of all.
+
+        Raises:
+            PrivilegeError, KernelError: the kernel refuses.
+        """
+        for name in sorted(self._maps, key=lambda name: name == "about"):
+            self._maps[name].pin(directory / name, replace=True)
+
+    def set_version(self, version: int) -> None:
+        """Write down which programs use the maps."""
+        self["about"].update(layout.U32.pack(0), self.capacity.pack(version))
+        self.version = version
+
+    def write_vips(self, addresses: Collection[Address]) -> None:
+        """Write which addresses have services; more of them may be seen for a moment, never less.
+
+        Args:
+            addresses: of all services.
+        """
+        array = self._array("vips")
+        words = layout.vip_words(addresses)
+        before = array.read_range(0, layout.VIP_WORDS)
+        both = bytes(one | other for one, other in zip(words, before, strict=True))
+        array.write_range(0, both)
+        array.write_range(0, words)
+
+    # --- writing what programs read ------------------------------------------------------------
+
+    def write_service(self, index: int, value: bytes) -> None:
+        """Write a service; packets meet the old one, none, or the new one, never a mixture.
+
+        Args:
+            index: its place.
+            value: FastService.pack().
+        """
+        self._write(self.services, index * (len(value) // 8), value)
+
+    def write_server(self, index: int, value: bytes) -> None:
+        """Write a server; packets meet the old one, none, or the new one, never a mixture.
+
+        Args:
+            index: its place.
+            value: FastServer.pack().
+        """
+        self._write(self.servers, index * (len(value) // 8), value)
+
+    def write_table(self, line: int, slots: array[int]) -> None:
+        """Write a table that no service has yet.
+
+        Args:
+            line: its first one.
+            slots: as many as the kernel's table has.
+        """
+        first = line * layout.SLOTS_IN_LINE
+        self.slots[first : first + len(slots)] = memoryview(slots)
+
+    def _write(self, memory: memoryview, first: int, value: bytes) -> None:
+        """The first word says whether the others count: it is 0 while they change."""
+        words = memoryview(value).cast("Q")
+        if memory[first + 1 : first + len(words)] != words[1:]:
+            memory[first] = 0
+            memory[first + 1 : first + len(words)] = words[1:]
+        memory[first] = words[0]
+
+    def close(self) -> None:
+        """Close them; pins and programs hold them."""
+        self._open.close()
+
+    def _array(self, name: str) -> Array:
+        found = self._maps[name]
+        if not isinstance(found, Array):
+            raise TypeError(name)
+        return found
+
+    def _words(self, name: str, size: str = "Q") -> memoryview:
+        """The values of an array as words that are written by one store each."""
+        memory = self._open.enter_context(self._array(name).memory())
+        view: memoryview = memoryview(memory).cast("B").cast(size)  # type: ignore[call-overload]  # "I", "Q"
+        self._open.callback(view.release)
+        return view
