@@ -48,11 +48,6 @@ static __always_inline u32 find_service(struct packet *p)
 	return ranges ? find_range(ranges, bpf_ntohs(p->port)) : 0;
 }
 
-static __always_inline int same_mac(const void *one, const void *other)
-{
-	return *(u32 *)one == *(u32 *)other && *(u16 *)(one + 4) == *(u16 *)(other + 4);
-}
-
 /*
  * Whether a frame is this director's to forward: IPVS, too, has only what is addressed to this
  * host. 0, or the reason why not; nothing of others' is ever dropped.
@@ -64,8 +59,6 @@ static __always_inline u32 not_ours(context *ctx, struct packet *p, struct servi
 
 	if ((void *)(ethernet + 1) > end_of(ctx))
 		return REASON_LENGTH;
-	if (!(decision >> 32 & SERVICE_ACTIVE))
-		return REASON_INACTIVE;
 	if (!same_mac(ethernet->destination, service->mac))
 		return REASON_OTHER_HOST;
 	if (service->tags != p->tags || (p->tags && service->tag[0] != p->tag[0]) ||
@@ -82,7 +75,7 @@ static __always_inline u32 not_ours(context *ctx, struct packet *p, struct servi
 		return REASON_PEER;
 	if (p->odd & ODD_MARTIAN)
 		return REASON_MARTIAN;
-	return 0;
+	return decision >> 32 & SERVICE_ACTIVE ? 0 : REASON_INACTIVE;
 }
 
 /* Why a packet of a service cannot go the fast way, or 0. */
@@ -96,7 +89,7 @@ static __always_inline u32 unfit(struct packet *p, u64 decision, u32 least)
 		return REASON_FTP_DATA;
 	if (p->odd & ODD_OPTIONS)
 		return REASON_OPTIONS;
-	if (p->odd & ODD_FRAGMENT && !(decision >> 32 & SERVICE_ALONE))
+	if (p->odd & (ODD_FRAGMENT | ODD_LATER_FRAGMENT) && !(decision >> 32 & SERVICE_ALONE))
 		return REASON_FRAGMENT;
 	return 0;
 }

@@ -16,10 +16,10 @@
 
 int lbdr_director(context *ctx)
 {
-	u64 decision = SERVICE_ALONE << 32;
-	u32 zero = 0, reason, server;
+	u32 zero = 0, least, reason, server = NOBODY;
 	struct service *service;
 	struct packet *p;
+	u64 decision;
 	__be16 protocol;
 
 	p = map_lookup(MAP(packet), &zero);
@@ -42,25 +42,30 @@ int lbdr_director(context *ctx)
 	p->service = p->mark = 0;
 	if (p->odd & ODD_LATER_FRAGMENT) {
 		server = recall_fragment(ctx, p);
-		if (server == NOBODY || p->hops <= 1)
+		if (server == NOBODY)
 			return pass_up(p, REASON_FRAGMENT);
+		least = sizeof(struct ipv4);
 	} else {
 		p->service = find_service(p);
-		service = p->service ? map_lookup(MAP(services), &p->service) : NULL;
-		if (!service)
-			return VERDICT_PASS;
-		decision = *(volatile u64 *)&service->decision;
-		reason = not_ours(ctx, p, service, decision);
-		if (reason)
-			return pass_up(p, reason);
-		p->mark = service->mark;
-		reason = unfit(p, decision, p->version == 4 ? 28 : 48);
-		if (reason)
-			return pass(ctx, p, decision, reason);
-		reason = REASON_FALLBACK;
+		least = p->version == 4 ? 28 : 48;
+	}
+	service = p->service ? map_lookup(MAP(services), &p->service) : NULL;
+	if (!service)
+		return VERDICT_PASS;
+	decision = *(volatile u64 *)&service->decision;
+	reason = not_ours(ctx, p, service, decision);
+	if (reason && reason != REASON_INACTIVE)
+		return pass_up(p, reason);
+	p->mark = service->mark;
+	if (reason) /* IPVS has it, and may know it by its mark alone */
+		return pass(ctx, p, 0, reason);
+	reason = unfit(p, decision, least);
+	if (reason)
+		return pass(ctx, p, decision, reason);
+	if (server == NOBODY) {
 		server = decision >> 32 & SERVICE_LEARNED
 				 ? recall(ctx, p, service, decision, &reason)
-				 : choose(ctx, p, service, decision);
+				 : choose(ctx, p, service, decision, &reason);
 		if (server == NOBODY)
 			return pass(ctx, p, decision, reason);
 		if (p->odd & ODD_FRAGMENT)

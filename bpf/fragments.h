@@ -29,16 +29,20 @@ static __always_inline void remember_fragment(context *ctx, struct packet *p, u3
 {
 	struct fragment_key key = fragment_of(ctx, p);
 
+	server |= p->service << 16;
 	map_update(MAP(fragments), &key, &server, BPF_ANY);
 }
 
-/* The server of the first fragment, or NOBODY. */
+/* The server of the first fragment, or NOBODY; its service is the packet's then. */
 static __always_inline u32 recall_fragment(context *ctx, struct packet *p)
 {
 	struct fragment_key key = fragment_of(ctx, p);
-	u32 *server = map_lookup(MAP(fragments), &key);
+	u32 *found = map_lookup(MAP(fragments), &key);
 
-	return server ? *server : NOBODY;
+	if (!found)
+		return NOBODY;
+	p->service = *found >> 16;
+	return *found & 0xffff;
 }
 
 #endif

@@ -10,9 +10,7 @@
 #include "decide.h"
 #include "learned.h"
 
-#define HEADERS                                                                                    \
-	(14 + 4 + 60 + 14) /* IPv4 with all options, or IPv6, and TCP as far as its flags          \
-			    */
+#define HEADERS (14 + 4 + 40 + 14) /* IPv6, and TCP as far as its flags */
 
 int lbdr_director(context *ctx)
 {
@@ -41,7 +39,7 @@ int lbdr_director(context *ctx)
 	} else {
 		return VERDICT_PASS;
 	}
-	if (p->odd & (ODD_FRAGMENT | ODD_LATER_FRAGMENT | ODD_QUOTED))
+	if (p->odd & (ODD_OPTIONS | ODD_FRAGMENT | ODD_LATER_FRAGMENT | ODD_QUOTED))
 		return VERDICT_PASS;
 	p->service = find_service(p);
 	service = p->service ? map_lookup(MAP(services), &p->service) : NULL;

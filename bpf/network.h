@@ -13,6 +13,12 @@
 #define IPPROTO_UDP 17
 #define IPPROTO_ICMPV6 58
 
+/* Extension headers (RFC 8200) */
+#define IPPROTO_HOPOPTS 0
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_DSTOPTS 60
+
 #define ICMP_DEST_UNREACH 3
 #define ICMP_SOURCE_QUENCH 4
 #define ICMP_TIME_EXCEEDED 11
@@ -52,6 +58,13 @@ struct ipv6 {
 	u8 hop_limit;
 	__be32 source[4];
 	__be32 destination[4];
+};
+
+struct extension {
+	u8 next;
+	u8 length; /* in units of 8 bytes, without the first one */
+	__be16 fragment;
+	__be32 rest;
 };
 
 struct icmp {

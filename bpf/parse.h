@@ -8,6 +8,10 @@
 #define PLAIN_HEADER 0x45 /* IPv4 without options */
 #define MORE_FRAGMENTS 0x2000
 #define FRAGMENT_OFFSET 0x1fff
+#define FRAGMENT_OFFSET6 0xfff8
+
+#define EXTENSIONS 4            /* that are looked over in one packet */
+#define FURTHEST_EXTENSION 1020 /* bytes from the frame's start, as FURTHEST */
 
 static __always_inline int may_be_vip(u32 folded)
 {
@@ -45,7 +49,8 @@ static __always_inline int is_martian6(__be32 *source, __be32 *destination)
 {
 	if ((u8)source[0] == 0xff)
 		return 1;
-	if (!source[0] && !source[1] && !source[2]) /* unspecified, loopback, IPv4-compatible */
+	/* unspecified, loopback, IPv4-compatible and IPv4-mapped (ip6_rcv_core) */
+	if (!source[0] && !source[1] && (!source[2] || source[2] == bpf_ntohl(0xffff)))
 		return 1;
 	return source[0] == destination[0] && source[1] == destination[1] &&
 	       source[2] == destination[2] && source[3] == destination[3];
@@ -57,13 +62,17 @@ static __always_inline int parse_quoted4(context *ctx, struct packet *p, struct 
 	struct icmp *icmp = l4_of(ctx, p);
 	struct ipv4 *quote = (void *)(icmp + 1);
 	struct ports *ports = (void *)(quote + 1);
+	u32 before = p->l4 - p->l3 + sizeof(*icmp) + sizeof(*ports), header;
 
 	if ((void *)(ports + 1) > end_of(ctx) || !is_icmp_error(icmp->type))
+		return 0;
+	header = (quote->version_ihl & 15) * 4;
+	if (p->length < before + header) /* what follows the packet in the frame is no quote */
 		return 0;
 	if (quote->version_ihl != PLAIN_HEADER) {
 		if (quote->version_ihl >> 4 != 4 || (quote->version_ihl & 15) < 5)
 			return 0;
-		ports = (void *)quote + (quote->version_ihl & 15) * 4;
+		ports = (void *)quote + header;
 		if ((void *)(ports + 1) > end_of(ctx))
 			return 0;
 	}
@@ -99,6 +108,7 @@ static __always_inline int parse4(context *ctx, struct packet *p)
 	p->odd = is_martian4(ip->source, ip->destination) ? ODD_MARTIAN : 0;
 	if (ip->fragment & bpf_htons(FRAGMENT_OFFSET)) { /* it has no ports */
 		p->odd |= ODD_LATER_FRAGMENT;
+		p->client_port = p->port = 0;
 		return 1;
 	}
 	if (ip->version_ihl != PLAIN_HEADER)
@@ -123,7 +133,8 @@ static __always_inline int parse_quoted6(context *ctx, struct packet *p, struct 
 	struct ports *ports = (void *)(quote + 1);
 
 	if ((void *)(ports + 1) > end_of(ctx) || icmp->type < ICMPV6_DEST_UNREACH ||
-	    icmp->type > ICMPV6_PARAMPROB)
+	    icmp->type > ICMPV6_PARAMPROB ||
+	    p->length < sizeof(*ip) + sizeof(*icmp) + sizeof(*quote) + sizeof(*ports))
 		return 0;
 	if (quote->source[0] != ip->destination[0] || quote->source[1] != ip->destination[1] ||
 	    quote->source[2] != ip->destination[2] || quote->source[3] != ip->destination[3] ||
@@ -135,6 +146,44 @@ static __always_inline int parse_quoted6(context *ctx, struct packet *p, struct 
 	p->port = ports->source;
 	p->odd |= ODD_QUOTED;
 	return 1;
+}
+
+/*
+ * The ports behind extension headers. Such a packet goes no fast way, but IPVS may know its service
+ * by a mark alone, and without IPVS the local stack would answer it.
+ */
+static __always_inline struct ports *skip_extensions(context *ctx, struct packet *p)
+{
+	u64 place = p->l4, size, i;
+	struct extension *header;
+
+	p->odd |= ODD_OPTIONS;
+#pragma unroll
+	for (i = 0; i <= EXTENSIONS; i++) {
+		if (place > FURTHEST_EXTENSION)
+			return NULL;
+		asm volatile(""
+			     : "+r"(place)); /* or clang takes the mask away, which the verifier
+						needs */
+		header = start_of(ctx) + 2 + ((place - 2) & FURTHEST_EXTENSION);
+		if (is_balanced(p->protocol))
+			return (void *)header;
+		if (i == EXTENSIONS || (void *)(header + 1) > end_of(ctx))
+			return NULL;
+		size = sizeof(*header);
+		if (p->protocol == IPPROTO_FRAGMENT) {
+			if (header->fragment & bpf_htons(FRAGMENT_OFFSET6)) /* it has no ports */
+				return NULL;
+		} else if (p->protocol == IPPROTO_HOPOPTS || p->protocol == IPPROTO_ROUTING ||
+			   p->protocol == IPPROTO_DSTOPTS) {
+			size += header->length * 8;
+		} else {
+			return NULL;
+		}
+		place += size;
+		p->protocol = header->next;
+	}
+	return NULL;
 }
 
 static __always_inline int parse6(context *ctx, struct packet *p)
@@ -155,8 +204,8 @@ static __always_inline int parse6(context *ctx, struct packet *p)
 	p->l4 = p->l3 + sizeof(*ip);
 	if (p->protocol == IPPROTO_ICMPV6)
 		return parse_quoted6(ctx, p, ip);
-	ports = l4_of(ctx, p); /* extension headers: IPVS walks them */
-	if (!is_balanced(p->protocol) || (void *)(ports + 1) > end_of(ctx))
+	ports = is_balanced(p->protocol) ? l4_of(ctx, p) : skip_extensions(ctx, p);
+	if (!ports || (void *)(ports + 1) > end_of(ctx))
 		return 0;
 	p->client_port = ports->source;
 	p->port = ports->destination;

@@ -15,6 +15,8 @@ static __always_inline void decrease_ttl(struct ipv4 *ip)
 	ip->ttl--;
 }
 
+#define PRIORITY 0xf000 /* of a VLAN tag, which stays: the outer one's, and for a new tag */
+
 #ifdef DIRECTOR_TC
 
 static __always_inline int fits(context *ctx, struct packet *p, u32 mtu)
@@ -24,16 +26,31 @@ static __always_inline int fits(context *ctx, struct packet *p, u32 mtu)
 
 static __always_inline int exchange_tags(context *ctx, struct packet *p, struct server *server)
 {
+	u16 outer = p->tags ? ctx->vlan_tci & PRIORITY : 0, inner = outer;
 	int i;
 
+	if (p->tags > 1) {
+		__be16 *word = start_of(ctx) + sizeof(struct ethernet);
+
+		if ((void *)(word + 1) > end_of(ctx))
+			return -1;
+		inner = bpf_ntohs(*word) & PRIORITY;
+	}
 	for (i = 0; i < 2; i++)
 		if (i < p->tags && skb_vlan_pop(ctx))
 			return -1;
 	for (i = 1; i >= 0; i--)
-		if (i < server->tags && skb_vlan_push(ctx, (__be16)server->tag[i],
-						      bpf_ntohs((__be16)(server->tag[i] >> 16))))
+		if (i < server->tags &&
+		    skb_vlan_push(ctx, (__be16)server->tag[i],
+				  bpf_ntohs((__be16)(server->tag[i] >> 16)) | (i ? inner : outer)))
 			return -1;
 	return 0;
+}
+
+/* Whether a server's device is there: what is redirected to none is lost. */
+static __always_inline int is_reachable(struct server *server, u64 flags)
+{
+	return 1;
 }
 
 #else
@@ -48,14 +65,15 @@ static __always_inline int exchange_tags(context *ctx, struct packet *p, struct 
 {
 	__be16 type = p->version == 6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 	int tags = server->tags;
-	__be16 priority = 0;
+	__be16 outer = 0, inner = 0;
 	__be16 *word;
 
 	if (p->tags) {
 		word = start_of(ctx) + sizeof(struct ethernet);
-		if ((void *)(word + 1) > end_of(ctx))
+		if ((void *)(word + 3) > end_of(ctx))
 			return -1;
-		priority = *word & bpf_htons(0xf000);
+		outer = word[0] & bpf_htons(PRIORITY);
+		inner = p->tags > 1 ? word[2] & bpf_htons(PRIORITY) : outer;
 	}
 	if (xdp_adjust_head(ctx, 4 * ((int)p->tags - tags)))
 		return -1;
@@ -67,15 +85,21 @@ static __always_inline int exchange_tags(context *ctx, struct packet *p, struct 
 		return 0;
 	}
 	word[0] = (__be16)server->tag[0];
-	word[1] = (__be16)(server->tag[0] >> 16) | priority;
+	word[1] = (__be16)(server->tag[0] >> 16) | outer;
 	if (tags == 1) {
 		word[2] = type;
 		return 0;
 	}
 	word[2] = (__be16)server->tag[1];
-	word[3] = (__be16)(server->tag[1] >> 16) | priority;
+	word[3] = (__be16)(server->tag[1] >> 16) | inner;
 	word[4] = type;
 	return 0;
+}
+
+/* Whether a server's device is there: the map forgets one that is gone. */
+static __always_inline int is_reachable(struct server *server, u64 flags)
+{
+	return flags & SERVER_SAME_DEVICE || map_lookup(MAP(devices), &server->device);
 }
 
 #endif
@@ -87,7 +111,7 @@ static __always_inline int send(struct server *server, u64 flags)
 #else
 	if (flags & SERVER_SAME_DEVICE)
 		return XDP_TX;
-	return redirect_map(MAP(devices), server->device, 0);
+	return redirect_map(MAP(devices), server->device, XDP_DROP); /* if it just went */
 #endif
 }
 
@@ -111,6 +135,8 @@ static __always_inline int forward(context *ctx, struct packet *p, u64 decision,
 		if (!(destination >> 48 & SERVER_RESOLVED))
 			return pass(ctx, p, decision, REASON_NEIGHBOUR);
 	}
+	if (!is_reachable(server, destination >> 48))
+		return pass(ctx, p, decision, REASON_NEIGHBOUR);
 	if (!fits(ctx, p, server->mtu))
 		return pass(ctx, p, decision, REASON_MTU);
 	if (!(destination >> 48 & SERVER_SAME_TAGS)) {
@@ -139,10 +165,7 @@ static __always_inline int forward(context *ctx, struct packet *p, u64 decision,
 	start = start_of(ctx);
 	if (start + sizeof(struct ethernet) > end_of(ctx))
 		return VERDICT_DROP;
-	*(u32 *)start = destination;
-	*(u16 *)(start + 4) = destination >> 32;
-	*(u32 *)(start + 6) = *(u32 *)server->source;
-	*(u16 *)(start + 10) = *(u16 *)(server->source + 4);
+	write_macs(start, destination, server->source);
 	count_served(index, length);
 	return send(server, destination >> 48);
 }

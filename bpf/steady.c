@@ -17,12 +17,16 @@ static __always_inline u32 is_other(context *ctx, struct service *service, u64 d
 				    u32 tag)
 {
 	struct ethernet *ethernet = start_of(ctx);
-	u32 differs;
+	u32 differs = 0;
 
 	if ((void *)(ethernet + 1) > end_of(ctx))
 		return 1;
-	differs = *(u32 *)ethernet->destination ^ *(u32 *)service->mac;
+#ifdef STRICT_ALIGNMENT
+	differs |= !same_mac(ethernet->destination, service->mac);
+#else
+	differs |= *(u32 *)ethernet->destination ^ *(u32 *)service->mac;
 	differs |= *(u16 *)(ethernet->destination + 4) ^ *(u16 *)(service->mac + 4);
+#endif
 	differs |= ctx->ingress_ifindex ^ service->ifindex;
 	differs |= tags ^ service->tags;
 	differs |= tag ^ service->tag[0];
@@ -77,10 +81,7 @@ static __always_inline u32 steady_server(context *ctx, struct flow *flow, u64 de
 static __always_inline int deliver(void *start, struct server *server, u64 destination, u32 index,
 				   u32 length)
 {
-	*(u32 *)start = destination;
-	*(u16 *)(start + 4) = destination >> 32;
-	*(u32 *)(start + 6) = *(u32 *)server->source;
-	*(u16 *)(start + 10) = *(u16 *)(server->source + 4);
+	write_macs(start, destination, server->source);
 	count_served(index, length);
 	return send(server, destination >> 48);
 }
@@ -89,7 +90,8 @@ static __always_inline int deliver(void *start, struct server *server, u64 desti
 
 static __always_inline int is_steady(struct server *server, u64 destination)
 {
-	return (destination >> 48 & (SERVER_STEADY | SERVER_LOCAL)) == SERVER_STEADY;
+	return (destination >> 48 & (SERVER_STEADY | SERVER_LOCAL)) == SERVER_STEADY &&
+	       is_reachable(server, destination >> 48);
 }
 
 int lbdr_director(context *ctx)
@@ -132,7 +134,7 @@ int lbdr_director(context *ctx)
 		    !is_balanced(ip->protocol) || ip->ttl <= 1 ||
 		    is_martian4(ip->source, ip->destination) ||
 		    ports->source == bpf_htons(FTP_DATA_PORT) || length < PLAIN_LENGTH ||
-		    l3 + length > end)
+		    length > end - l3)
 			goto director;
 		key.address = ip->destination;
 		key.port = ports->destination;
@@ -171,7 +173,7 @@ int lbdr_director(context *ctx)
 		if (ip->flow_version >> 4 != 6 || !is_balanced(ip->next_header) ||
 		    ip->hop_limit <= 1 || is_martian6(ip->source, ip->destination) ||
 		    ports->source == bpf_htons(FTP_DATA_PORT) || length < PLAIN_LENGTH + 20 ||
-		    l3 + length > end)
+		    length > end - l3)
 			goto director;
 		__builtin_memcpy(key.address, ip->destination, sizeof(key.address));
 		key.port = ports->destination;

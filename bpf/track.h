@@ -181,13 +181,14 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 	return old;
 }
 
-/* The server of a packet of an mh service, or NOBODY. */
+/* The server of a packet of an mh service; NOBODY, and why. */
 static __always_inline u32 choose(context *ctx, struct packet *p, struct service *service,
-				  u64 decision)
+				  u64 decision, u32 *reason)
 {
 	u32 value, table = (u32)decision, slot, word, current, old;
 	u32 *found;
 
+	*reason = REASON_NO_SERVER;
 	value = bpf_ntohl(fold6(p->client));
 	if (decision >> 32 & SERVICE_MH_PORT)
 		value += bpf_ntohs(p->client_port);
@@ -200,11 +201,13 @@ static __always_inline u32 choose(context *ctx, struct packet *p, struct service
 	old = word >> SLOT_OLD_SHIFT;
 	if (current == SLOT_EMPTY)
 		current = NOBODY;
-	if (current == SLOT_FALLBACK)
+	if (current == SLOT_FALLBACK) {
+		*reason = REASON_FALLBACK;
 		current = fall_back(table, value, slot);
+	}
 	if (old >= SLOT_EMPTY)
 		old = current;
-	if (word & SLOT_TRACKED)
+	if (word & (SLOT_TRACKED | SLOT_ANTICIPATE))
 		return tracked(ctx, p, service, decision, current, old, word & SLOT_ANTICIPATE);
 	return current;
 }

@@ -22,6 +22,7 @@ from lbdr.datapath.notices import Change, ChangeKind
 from lbdr.director import Director
 from lbdr.drift import DriftWatch
 from lbdr.errors import ConfigError, LbdrError
+from lbdr.fastpath_keeper import FastPathKeeper
 from lbdr.model import DesiredState, Key, VirtualAddress
 from lbdr.notify import notify, watchdog
 from lbdr.paths import Paths, exclusive
@@ -59,7 +60,7 @@ async def run(paths: Paths) -> None:
         _refuse_what_never_works(director)
         director.use(loaded)
         daemon = Daemon(director)
-        server = ControlServer(paths, Requests(director, daemon.reload).handle)
+        server = ControlServer(paths, Requests(director, daemon.reload, daemon.fastpath).handle)
         await server.start()
         stack.push_async_callback(server.close)
         await daemon.serve()
@@ -89,6 +90,7 @@ class Daemon:
         self._in_force = DesiredState()  # what the kernel was seen to hold, as wanted
         self._reloading = asyncio.Lock()
         self._status = ""  # as the service manager knows it
+        self.fastpath = FastPathKeeper(director)
         self._came_up: set[str] = set()  # interfaces whose neighbours may have forgotten the VIPs
 
     async def serve(self) -> None:
@@ -106,6 +108,7 @@ class Daemon:
                         self._watch_network(),
                         self._watch_drift(),
                         self._watch_others(),
+                        self.fastpath.run(),
                         watchdog(),
                     )
                 }
@@ -124,6 +127,8 @@ class Daemon:
             if self._retry_timer is not None:
                 self._retry_timer.cancel()
             await director.announcer.close()
+        if director.withdrawn:
+            await self.fastpath.end("withdrawn")
         log.info("stopped: %s", "all withdrawn" if director.withdrawn else "IPVS and VIPs stay")
 
     async def reload(self) -> None:
@@ -204,6 +209,7 @@ class Daemon:
         finally:
             if scope.host:
                 await self._announce_what_is_held()
+            self.fastpath.mark()
         director.take_report(report, replace(scope, without=frozenset(self._served_between)))
         if report.unfinished:
             self._try_again()

@@ -58,6 +58,13 @@ class ForwardingMethod(StrEnum):
     BYPASS = "bypass"
 
 
+class FastPathUse(StrEnum):
+    """Whether XDP repeats IPVS's decisions: where it can, or not at all."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
 class Role(StrEnum):
     """Who owns the VIPs: the active director; a standby programs everything else."""
 
@@ -277,6 +284,7 @@ class VirtualService:
         interface: where the VIP goes; None lets its subnet decide.
         real_servers: in the order of the file; port 0 where the service has not exactly one.
         sorry_server: serves when no real server can.
+        fastpath: whether XDP repeats IPVS's decisions for it.
     """
 
     name: str
@@ -291,6 +299,7 @@ class VirtualService:
     interface: str | None = None
     real_servers: tuple[RealServer, ...] = ()
     sorry_server: RealServer | None = None
+    fastpath: FastPathUse = FastPathUse.AUTO
 
     @property
     def key(self) -> ServiceKey:
@@ -350,6 +359,7 @@ class Director:
         gratuitous_arp: after it was claimed.
         timeouts: IPVS's; None leaves the kernel's.
         drift_check: seconds between polls of what the kernel does not announce.
+        fastpath: whether XDP repeats IPVS's decisions, for any service.
     """
 
     name: str = ""
@@ -358,6 +368,7 @@ class Director:
     gratuitous_arp: GratuitousArp = field(default_factory=GratuitousArp)
     timeouts: Timeouts | None = None
     drift_check: float = 1.5
+    fastpath: FastPathUse = FastPathUse.AUTO
 
 
 @dataclass(frozen=True, slots=True)

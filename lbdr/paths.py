@@ -15,6 +15,7 @@ from lbdr.errors import ControlError, PrivilegeError, StateError
 CONFIG = Path("/etc/lbdr/lbdr.yaml")
 RUN = Path("/run/lbdr")
 STATE = Path("/var/lib/lbdr")
+BPF = Path("/sys/fs/bpf/lbdr")
 _NAME = "\0lbdr-director"
 _ONE_DIRECTOR = (
     "with a daemon use `lbdr reload`, `lbdr role`, `lbdr withdraw`, with its --run-dir; a second "
@@ -30,11 +31,13 @@ class Paths:
         config: what the user wrote.
         run: gone after a reboot: socket and lock.
         state: kept over a reboot.
+        bpf: pins of the fast path, on a BPF file system; each network namespace has its own below.
     """
 
     config: Path = CONFIG
     run: Path = RUN
     state: Path = STATE
+    bpf: Path = BPF
 
     @property
     def socket(self) -> Path:

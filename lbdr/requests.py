@@ -21,6 +21,7 @@ from lbdr.control.protocol import (
 )
 from lbdr.director import Director
 from lbdr.errors import ControlError
+from lbdr.fastpath_keeper import FastPathKeeper
 from lbdr.model import Role
 from lbdr.status import Status, director_status
 from lbdr.vip_owners import vip_owners
@@ -32,10 +33,17 @@ class Requests:
     Args:
         director: at run time.
         reload: reads the configuration again and marks everything.
+        fastpath: of the director.
     """
 
-    def __init__(self, director: Director, reload: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        director: Director,
+        reload: Callable[[], Awaitable[None]],
+        fastpath: FastPathKeeper,
+    ) -> None:
         self._director = director
+        self._fastpath = fastpath
         self._reload = reload
 
     async def handle(self, request: Request) -> dict[str, Any]:
@@ -61,7 +69,7 @@ class Requests:
 
     async def _status(self) -> Status:
         director = self._director
-        return director_status(
+        status = director_status(
             director.loaded.configuration,
             role=director.role,
             services=await director.kernel.observe_services(),
@@ -75,6 +83,7 @@ class Requests:
             kernel=os.uname().release,
             daemon=os.getpid(),
         )
+        return self._fastpath.status(status)
 
     async def _plan(self) -> PlanResult:
         director = self._director

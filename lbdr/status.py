@@ -90,6 +90,52 @@ class VipStatus(_Model):
     owner: str = ""
 
 
+class FastPathService(_Model):
+    """What the fast path does for a virtual service.
+
+    Args:
+        state: forwards; or off, and IPVS alone forwards.
+        reason: why it is off.
+        packets: forwarded without IPVS; they are in the totals as well.
+        bytes: of those.
+        not_forwarded: packets that came by and were left to IPVS, by reason.
+    """
+
+    state: Literal["forwards", "off"] = "off"
+    reason: str = ""
+    packets: int = 0
+    bytes: int = 0
+    not_forwarded: dict[str, int] = {}
+
+
+class FastPathDevice(_Model):
+    """How a device with VIPs serves the fast path.
+
+    Args:
+        mode: native (XDP in the driver), or tc (at tc ingress).
+        reason: why not native.
+    """
+
+    device: str
+    mode: Literal["native", "tc"]
+    reason: str = ""
+
+
+class FastPathDirector(_Model):
+    """The fast path of a director.
+
+    Args:
+        state: forwards; or off, and IPVS alone forwards.
+        reason: why it is off.
+        not_forwarded: packets for VIPs that are for no service yet, by reason.
+    """
+
+    state: Literal["forwards", "off"] = "off"
+    reason: str = ""
+    devices: list[FastPathDevice] = []
+    not_forwarded: dict[str, int] = {}
+
+
 class VirtualServiceStatus(_Model):
     """A virtual service.
 
@@ -108,6 +154,7 @@ class VirtualServiceStatus(_Model):
     granularity: int | None = None
     one_packet: bool = False
     state: Literal["online", "degraded", "drain", "missing", "unsupported"]
+    fastpath: FastPathService = FastPathService()
     totals: Totals = Totals()
     rates: Rates = Rates()
     real_servers: list[RealServerStatus] = []
@@ -130,6 +177,7 @@ class Status(_Model):
     version: str
     config: str
     kernel: str
+    fastpath: FastPathDirector = FastPathDirector()
     virtual_services: list[VirtualServiceStatus] = []
     problems: list[str] = []
     foreign_services: list[str] = []

@@ -6,11 +6,12 @@ import contextlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from lbdr.datapath import xdp_layout as layout
 from lbdr.datapath.bpf_programs import RunResult
-from lbdr.datapath.bpf_wire import skb_context, xdp_context
+from lbdr.datapath.bpf_wire import Verdict, skb_context, skb_mark, xdp_context
 from lbdr.datapath.xdp_layout import (
     Capacity,
     FastServer,
@@ -20,7 +21,7 @@ from lbdr.datapath.xdp_layout import (
     ServiceFlag,
 )
 from lbdr.datapath.xdp_maps import DirectorMaps
-from lbdr.datapath.xdp_programs import DirectorPrograms
+from lbdr.datapath.xdp_programs import DirectorPrograms, prepare
 from lbdr.maglev import MaglevServer, MaglevTable
 from lbdr.model import Address, Protocol
 from tests.bpf_programs import private_bpffs
@@ -38,12 +39,40 @@ def slot(
     return word | tracked * layout.TRACKED | anticipate * layout.ANTICIPATE
 
 
+class Engine(StrEnum):
+    """Who is asked."""
+
+    XDP = "xdp"  # the steady program, with the director behind it
+    DIRECTOR = "director"  # the director alone: it answers the same
+    TC = "tc"
+
+
+_OF_TC = {7: Verdict.REDIRECT, 0xFFFFFFFF: Verdict.PASS, 2: Verdict.DROP}  # TC_ACT_*, -1 and SHOT
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a frame.
+
+    Args:
+        verdict: in XDP's words, also tc's.
+        data: the frame then.
+        mark: that tc set.
+    """
+
+    verdict: Verdict
+    data: bytes
+    mark: int = 0
+
+
 @dataclass
 class World:
     """Programs and maps, and what was put into them."""
 
     programs: DirectorPrograms
     addresses: set[Address] = field(default_factory=set)
+    _used_services: set[int] = field(default_factory=lambda: {0})
+    _used_servers: set[int] = field(default_factory=set)
 
     @property
     def maps(self) -> DirectorMaps:
@@ -59,21 +88,80 @@ class World:
     ) -> None:
         """Add a service; `fields` are FastService's, active and on lo unless told otherwise."""
         settings: dict[str, object] = {"vip": VIP_PLACE, "flags": ServiceFlag.ACTIVE, **fields}
+        self._used_services.add(index)
         self.maps.write_service(index, FastService(**settings).pack())  # type: ignore[arg-type]
+        self.key(index, address, port, protocol)
+
+    def key(
+        self, index: int, address: Address, port: int, protocol: Protocol = Protocol.TCP
+    ) -> None:
+        """Let a service have one more address, port and protocol."""
         name = f"services{address.version}"
         key = layout.key_of(address, port, protocol.number)
         self.maps[name].update(key, layout.U32.pack(index))
+        self._claim(address)
+
+    def ranges(
+        self,
+        address: Address,
+        ranges: Sequence[tuple[int, int, int]],
+        protocol: Protocol = Protocol.TCP,
+    ) -> None:
+        """Let services have ranges of ports: first, last, and the service's index."""
+        value = b"".join(layout.PORT_RANGE.pack(*one) for one in ranges)
+        key = layout.key_of(address, 0, protocol.number)
+        whole = value.ljust(layout.PORT_RANGE.size * layout.RANGES, b"\0")
+        self.maps[f"ranges{address.version}"].update(key, whole)
+        self._claim(address)
+
+    def _claim(self, address: Address) -> None:
         self.addresses.add(address)
         self.maps.write_vips(self.addresses)
 
     def server(self, index: int, mac: str | None, vip: Place = VIP_PLACE, **fields: object) -> None:
         """Add a server; `fields` are FastServer's, on the VIP's place unless told otherwise."""
         settings: dict[str, object] = {"out": VIP_PLACE, "mac": mac, **fields}
+        self._used_servers.add(index)
         self.maps.write_server(index, FastServer(**settings).pack(vip))  # type: ignore[arg-type]
 
     def table(self, line: int, words: Sequence[int]) -> None:
         """Write a table, by lines of slots."""
         self.maps.write_table(line, array("I", words))
+
+    def clear(self) -> None:
+        """Take all away that was put in or counted, but for tables."""
+        for index in self._used_services:
+            self.maps.write_service(index, bytes(layout.SERVICE.size))
+            for reason in range(layout.REASONS):
+                self._zero("reasons", index * layout.REASONS + reason)
+        for index in self._used_servers:
+            self.maps.write_server(index, bytes(layout.SERVER.size))
+            self._zero("served", index)
+        self._zero("guard", 0)
+        for name in _HASHES:
+            for key in self.maps[name].keys():  # noqa: SIM118  # it is no dict
+                self.maps[name].delete(key)
+        self.addresses.clear()
+        self.maps.write_vips(())
+        self._used_services = {0}
+        self._used_servers = set()
+
+    def _zero(self, name: str, index: int) -> None:
+        one = self.maps[name]
+        one.update(layout.U32.pack(index), bytes(one.value_size))
+
+    def run(self, engine: Engine, frame: bytes) -> Outcome:
+        """What an engine does with a frame that came in on lo."""
+        if engine is Engine.TC:
+            result = self.run_tc(frame)
+            return Outcome(_OF_TC[result.returned], result.data, skb_mark(result.context))
+        result = self.run_xdp(frame) if engine is Engine.XDP else self.run_director(frame)
+        return Outcome(Verdict(result.returned), result.data)
+
+    def run_learn(self, frame: bytes, *, came_in: int = LO) -> RunResult:
+        """The verdict of tc egress on a frame that came in on a device; 0 for the host's own."""
+        context = skb_context(ifindex=LO, ingress_ifindex=came_in)
+        return self.programs.learn.test_run(frame, context)
 
     def run_xdp(self, frame: bytes, *, ifindex: int = LO, repeat: int = 1) -> RunResult:
         """The verdict of XDP, the steady program first."""
@@ -108,11 +196,35 @@ class World:
         return packets, octets
 
 
+_HASHES = (
+    "services4",
+    "services6",
+    "ranges4",
+    "ranges6",
+    "records",
+    "flows4",
+    "flows",
+    "macs",
+    "fragments",
+    "devices",
+)
+
+SMALL = Capacity(services=64, servers=64, tables=8, records=64, flows=1024, devices=8)
+"""Enough for a test, and quickly cleared."""
+
+
+def load_world(path: Path, capacity: Capacity = SMALL) -> World:
+    """Programs and maps that are pinned nowhere: they end when World.programs is closed."""
+    with private_bpffs(path) as root:
+        programs, _ = DirectorPrograms.open(root, capacity)
+    return World(programs)
+
+
 @contextlib.contextmanager
 def fast_path(path: Path, capacity: Capacity | None = None) -> Iterator[World]:
     """Programs and empty maps on a bpffs that nobody else sees."""
     with private_bpffs(path) as root:
-        programs, _ = DirectorPrograms.open(root, capacity or Capacity())
+        programs, _ = DirectorPrograms.open(prepare(root), capacity or Capacity())
         with programs:
             yield World(programs)
 

@@ -53,16 +53,25 @@ def director_options(function: Callable[..., T]) -> Callable[..., T]:
         show_default=True,
         help="Where lbdr keeps what must outlive it.",
     )
+    @click.option(
+        "--bpf-dir",
+        type=_DIRECTORY,
+        envvar="LBDR_BPF_DIR",
+        default=places.BPF,
+        show_default=True,
+        help="Where the fast path is pinned, on a BPF file system.",
+    )
     @functools.wraps(function)
     def wrapper(
         *args: Any,
         config: Path,
         run_dir: Path,
         state_dir: Path,
+        bpf_dir: Path,
         file: Path | None = None,
         **options: Any,
     ) -> T:
-        return function(*args, paths=Paths(file or config, run_dir, state_dir), **options)
+        return function(*args, paths=Paths(file or config, run_dir, state_dir, bpf_dir), **options)
 
     return wrapper
 

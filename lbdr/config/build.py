@@ -36,6 +36,7 @@ def _director(written: schema.Director) -> model.Director:
         gratuitous_arp=model.GratuitousArp(arp.repeat, arp.delay, arp.refresh, arp.refresh_repeat),
         timeouts=None if values == model.Timeouts() else values,
         drift_check=written.drift_check,
+        fastpath=model.FastPathUse(written.fastpath),
     )
 
 
@@ -61,6 +62,7 @@ def _service(
             persistence.timeout, persistence.granularity or written.address.max_prefixlen
         ),
         one_packet=written.one_packet,
+        fastpath=model.FastPathUse(written.fastpath),
         interface=interface,
         real_servers=tuple(
             model.RealServer(

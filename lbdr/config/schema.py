@@ -133,6 +133,10 @@ class Director(Section):
         default=_DIRECTOR.drift_check,
         description="Time between looks at what the kernel announces to nobody: IPVS and sysctls.",
     )
+    fastpath: Annotated[str, Choice(tuple(model.FastPathUse), "fast path")] = Field(
+        default=_DIRECTOR.fastpath.value,
+        description="auto: XDP repeats IPVS's decisions wherever it can; off: IPVS alone forwards.",
+    )
 
 
 class RealServer(Section):
@@ -256,6 +260,11 @@ class VirtualService(Section):
     )
     one_packet: Annotated[bool, Switch()] = Field(
         default=False, description="UDP only: every datagram is scheduled on its own."
+    )
+    fastpath: Annotated[str, Choice(tuple(model.FastPathUse), "fast path")] = Field(
+        default=model.FastPathUse.AUTO.value,
+        description="off: IPVS alone forwards, and firewall rules of INPUT apply, which XDP "
+        "passes by.",
     )
     interface: Annotated[str | None, InterfaceName()] = Field(
         default=None, description="Where the VIP goes; the interface of its subnet where left out."

@@ -79,6 +79,7 @@ _KEYS = _keys(
     ("delay", "garp_master_delay garp_delay"),
     ("refresh", "garp_master_refresh garp_refresh"),
     ("refresh_repeat", "garp_master_refresh_repeat"),
+    ("fastpath", "fast_path xdp bpf ebpf offload"),
 )
 """Foreign keys and ours: of several, the one that the section has counts."""
 
@@ -95,7 +96,6 @@ _LATER: Mapping[str, str] = {
     **_all(_HEALTH, "connect_timeout", "connect_port", "warmup", "notify_up", "notify_down"),
     **_all(_LAYER_7, "rules", "tls", "ssl", "cookie", "certificate", "called_ae", "acl", "acls"),
     **_all(_LAYER_7, "use_backend", "default_backend", "http", "dicom", "timeouts_proxy"),
-    **_all("the XDP fast path", "fastpath", "fast_path", "xdp"),
     **_all("packet marks of the user's", "fwmark", "mark", "firewall_mark"),
     **_all("election of a director", "vrrp_instance", "vrrp_sync_group", "virtual_router_id"),
     **_all("election of a director", "advert_int", "failover", "peer", "peers", "heartbeat"),

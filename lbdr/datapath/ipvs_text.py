@@ -12,9 +12,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from dataclasses import dataclass
 
 from lbdr.errors import KernelError
-from lbdr.model import Key, MarkKey, Protocol, ServiceKey
+from lbdr.model import Address, Key, MarkKey, Protocol, ServiceKey
 
 # The thread's own: /proc/net is the main thread's, which may be in another namespace.
 _PATH = "/proc/thread-self/net/ip_vs"
@@ -25,6 +26,10 @@ _SERVICE = re.compile(
     rb"^(?P<protocol>TCP|UDP|SCTP) +(?:(?P<v4>[0-9A-F]{8})|\[(?P<v6>[0-9a-f:]+)\])"
     rb":(?P<port>[0-9A-F]{4}) "
     rb"|^FWM +(?P<mark>[0-9A-F]{8}) "
+)
+_SERVER = re.compile(
+    rb"^  -> (?:(?P<v4>[0-9A-F]{8})|\[(?P<v6>[0-9a-f:]+)\]):(?P<port>[0-9A-F]{4}) +"
+    rb"(?P<method>\w+) +(?P<weight>\d+)"
 )
 
 
@@ -68,6 +73,64 @@ def changed(before: bytes, after: bytes) -> set[Key]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A real server as the table has it.
+
+    Args:
+        address: its RIP.
+        port: its port.
+        method: IPVS's word for the forwarding method, `Route` for DR.
+        weight: now.
+    """
+
+    address: Address
+    port: int
+    method: str
+    weight: int
+
+
+def schedules(table: bytes) -> dict[Key, tuple[str, tuple[Scheduled, ...]]]:
+    """The scheduler of each service, and its real servers in the kernel's list order.
+
+    Args:
+        table: of `read` or `configuration`.
+
+    Raises:
+        KernelError: a line is not understood.
+    """
+    found: dict[Key, tuple[str, tuple[Scheduled, ...]]] = {}
+    servers: list[Scheduled] = []
+    key: Key | None = None
+    for line in table.splitlines()[3:]:
+        if line.startswith(b"  ->"):
+            match = _SERVER.match(line)
+            if match is None or key is None:
+                raise KernelError(f"/proc/net/ip_vs has a line that is not understood: {line!r}")
+            servers.append(
+                Scheduled(
+                    _address(match),
+                    int(match["port"], 16),
+                    match["method"].decode(),
+                    int(match["weight"]),
+                )
+            )
+            found[key] = found[key][0], tuple(servers)
+            continue
+        header = _SERVICE.match(line)
+        if header is None:
+            raise KernelError(f"/proc/net/ip_vs has a line that is not understood: {line!r}")
+        key, servers = _key(header.group(0)), []
+        found[key] = line[header.end() :].split()[0].decode(), ()
+    return found
+
+
+def _address(match: re.Match[bytes]) -> Address:
+    if match["v4"]:
+        return ipaddress.IPv4Address(int(match["v4"], 16))
+    return ipaddress.IPv6Address(match["v6"].decode())
+
+
 def _blocks(table: bytes) -> dict[bytes, list[bytes]]:
     """The lines of each service (its own after the address, its servers'), by its identity.
 
@@ -95,9 +158,5 @@ def _key(header: bytes) -> Key:
     if match["mark"]:
         # the text does not tell IPv4 from IPv6
         return MarkKey(int(match["mark"], 16), 4)
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address
-    if match["v4"]:
-        address = ipaddress.IPv4Address(int(match["v4"], 16))
-    else:
-        address = ipaddress.IPv6Address(match["v6"].decode())
-    return ServiceKey(Protocol(match["protocol"].decode().lower()), address, int(match["port"], 16))
+    protocol = Protocol(match["protocol"].decode().lower())
+    return ServiceKey(protocol, _address(match), int(match["port"], 16))

@@ -120,6 +120,11 @@ class Neighbours:
         self._settling = asyncio.Lock()
 
     @property
+    def kept(self) -> frozenset[Address]:
+        """The addresses that are kept."""
+        return frozenset(self._kept)
+
+    @property
     def needs_refresh(self) -> bool:
         """Whether the kernel cannot manage entries itself (before 5.16): refresh every 5 seconds.
 

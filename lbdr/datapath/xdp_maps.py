@@ -138,7 +138,7 @@ class DirectorMaps:
         Args:
             addresses: of all services.
         """
-        array = self._array("vips")
+        array = self.array("vips")
         words = layout.vip_words(addresses)
         before = array.read_range(0, layout.VIP_WORDS)
         both = bytes(one | other for one, other in zip(words, before, strict=True))
@@ -187,7 +187,12 @@ class DirectorMaps:
         """Close them; pins and programs hold them."""
         self._open.close()
 
-    def _array(self, name: str) -> Array:
+    def array(self, name: str) -> Array:
+        """A map that is an array.
+
+        Raises:
+            TypeError: it is another kind.
+        """
         found = self._maps[name]
         if not isinstance(found, Array):
             raise TypeError(name)
@@ -195,7 +200,7 @@ class DirectorMaps:
 
     def _words(self, name: str, size: str = "Q") -> memoryview:
         """The values of an array as words that are written by one store each."""
-        memory = self._open.enter_context(self._array(name).memory())
+        memory = self._open.enter_context(self.array(name).memory())
         view: memoryview = memoryview(memory).cast("B").cast(size)  # type: ignore[call-overload]  # "I", "Q"
         self._open.callback(view.release)
         return view

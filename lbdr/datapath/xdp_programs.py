@@ -52,14 +52,14 @@ class DirectorPrograms:
         self._programs = programs
 
     @classmethod
-    def open(cls, root: Path, capacity: Capacity, *, frags: bool = True) -> tuple[Self, bool]:
+    def open(cls, directory: Path, capacity: Capacity, *, frags: bool = True) -> tuple[Self, bool]:
         """Adopt what is pinned, or load it; whether it was there, with programs of this version.
 
         Maps that are there are kept, with all that is in them, also where the programs are
         exchanged for those of this version.
 
         Args:
-            root: a directory on bpffs, made where it is not there.
+            directory: of `prepare`.
             capacity: of maps that are made.
             frags: have the kernel take frames longer than a page, where it can.
 
@@ -67,7 +67,6 @@ class DirectorPrograms:
             LayoutError: what is pinned there is not lbdr's.
             PrivilegeError, KernelError: the kernel, the compiler or the verifier refuses.
         """
-        directory = _prepare(root)
         with ExitStack() as undo:
             try:
                 maps = DirectorMaps.open(directory)
@@ -123,8 +122,16 @@ class DirectorPrograms:
         self.directory.rmdir()
 
 
-def _prepare(root: Path) -> Path:
-    """The pins' directory, which nobody else may enter: who opens a pin may write the map."""
+def prepare(root: Path) -> Path:
+    """Make the directory of the pins, and return it: who opens a pin may write the map.
+
+    Args:
+        root: on bpffs.
+
+    Raises:
+        KernelError: not bpffs, or others may enter it.
+        PrivilegeError: the caller may not.
+    """
     ensure_bpffs(root)
     directory = root / f"v{xdp_layout.SCHEMA}"
     try:

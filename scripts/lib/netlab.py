@@ -223,6 +223,10 @@ class Lab:
         """This thread is on a host meanwhile; sockets opened in it stay there."""
         return entered(self.hosts[host].namespace)
 
+    def entered_switch(self) -> contextlib.AbstractContextManager[None]:
+        """This thread is in the bridge's namespace meanwhile; a port is named like its host."""
+        return entered(self._switch)
+
     def close(self) -> None:
         """End the lab's processes and delete its namespaces; once is enough."""
         for process in list(self._processes):

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 LBDR = Path(sys.executable).with_name("lbdr")
 VIP, VIP6 = "10.77.0.50", "fd77::50"
+BPFFS = Path("/sys/fs/bpf")
 NO_GROUP = "there is no group lbdr"
 _START_SECONDS = 40  # a guest on a busy machine
 WEB = {"address": VIP, "ports": [80], "real_servers": ["web1", "web2"]}
@@ -38,11 +39,13 @@ def configuration(services: Mapping[str, Any], **director: Any) -> str:
 
     Args:
         services: virtual services by name.
-        director: settings of the director; VIPs are probed for only 20 ms where nothing is said.
+        director: settings of the director; where nothing is said, VIPs are probed for only 20 ms,
+            and there is no fast path, which takes a guest long to compile.
     """
     probe = {"count": 1, "interval": "20ms"}
+    settings = {"name": "lab", "address_probe": probe, "fastpath": "off", **director}
     document = {
-        "director": {"name": "lab", "address_probe": probe, **director},
+        "director": settings,
         "real_servers": {
             "web1": {"address": "10.77.0.21"},
             "web2": {"address": "10.77.0.22"},
@@ -68,7 +71,7 @@ class Daemon:
         self.directory = Path(tempfile.mkdtemp(prefix="lbdr-"))
         self.directory.chmod(0o755)  # who may use the socket is for its own directory to say
         base = self.directory
-        self.paths = Paths(base / "lbdr.yaml", base / "run", base / "state")
+        self.paths = Paths(base / "lbdr.yaml", base / "run", base / "state", BPFFS / base.name)
         self.process: subprocess.Popen[str] | None = None
         self._starts = 0
         self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -82,6 +85,7 @@ class Daemon:
             self.stop()
         self._notices.close()
         shutil.rmtree(self.directory)
+        shutil.rmtree(self.paths.bpf, ignore_errors=True)  # there is none without a fast path
 
     # --- the process -----------------------------------------------------------------------------
 
@@ -94,7 +98,8 @@ class Daemon:
         """The options that name its files."""
         paths = self.paths
         return [
-            *(f"--config={paths.config}", f"--run-dir={paths.run}", f"--state-dir={paths.state}")
+            *(f"--config={paths.config}", f"--run-dir={paths.run}", f"--state-dir={paths.state}"),
+            f"--bpf-dir={paths.bpf}",
         ]
 
     def launch(self, *before: str, env: Mapping[str, str] | None = None) -> None:

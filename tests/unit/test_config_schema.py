@@ -359,7 +359,6 @@ def test_an_unknown_key_names_ours(section: str, line: str, hint: str) -> None:
         ("service", "health checks"),
         ("quorum", "health checks"),
         ("rules", "Layer 7 services"),
-        ("fastpath", "the XDP fast path"),
         ("fwmark", "packet marks of the user's"),
     ],
 )

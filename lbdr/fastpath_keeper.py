@@ -1,0 +1,343 @@
+"""Keeps the fast path as IPVS is: a task of the daemon.
+
+It only ever follows: IPVS, the VIPs and the neighbours change, and the programs' maps are brought
+after them. Whatever is wrong with it, IPVS goes on, with the same choices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lbdr.datapath import ipvs_text, mh_check, namespace
+from lbdr.datapath import routes as rtnetlink
+from lbdr.datapath.bpf_fs import mount_bpffs, on_bpffs
+from lbdr.datapath.bpf_links import device as device_name
+from lbdr.datapath.ipvs_text import Scheduled
+from lbdr.datapath.neighbours import Neighbours
+from lbdr.datapath.neighbours import Path as Way
+from lbdr.datapath.routes import Link
+from lbdr.datapath.xdp import FastPath, Member, WantedService
+from lbdr.datapath.xdp_attach import Attachment, Attachments
+from lbdr.datapath.xdp_layout import SCHEMA, Capacity, FastServer, Place, Reason, ServiceFlag
+from lbdr.datapath.xdp_programs import DirectorPrograms, prepare
+from lbdr.director import Director
+from lbdr.errors import KernelError, LbdrError
+from lbdr.fastpath import Mh, chosen, is_table
+from lbdr.fastpath_status import FastCounts, with_fast_path
+from lbdr.maglev import DEFAULT_INDEX
+from lbdr.model import Address, FastPathUse, Protocol, Service, ServiceKey, VirtualAddress
+from lbdr.status import FastPathDevice, FastPathDirector, Status
+
+log = logging.getLogger(__name__)
+
+_SWEEP = 5.0  # seconds between looks at records, and at neighbours that nothing else keeps fresh
+_SETTLED = 0.05  # changes come in numbers
+_MOST_TAGS = 2
+_NOWHERE = Place(0, "00:00:00:00:00:00")
+_UNREACHED = FastServer(_NOWHERE, None)
+_TIMEOUTS = {Protocol.TCP: 840, Protocol.UDP: 280}  # ticks: IPVS's 15 and 5 minutes
+
+
+@dataclass(slots=True)
+class FastPathState:
+    """What the fast path does, for status.
+
+    Args:
+        reason: why there is none; empty where there is one.
+        slow: services that IPVS serves alone, and why.
+        devices: how each device that has VIPs serves.
+    """
+
+    reason: str = "starting"
+    slow: Mapping[str, str] = field(default_factory=dict)
+    devices: list[Attachment] = field(default_factory=list)
+
+
+class FastPathKeeper:
+    """The fast path of a running director.
+
+    Args:
+        director: whose services it serves.
+    """
+
+    def __init__(self, director: Director) -> None:
+        self._director = director
+        self._changed = asyncio.Event()
+        self._open = ExitStack()
+        self._neighbours = Neighbours()
+        self._mh: Mh | None = None
+        self._index = DEFAULT_INDEX
+        self.state = FastPathState()
+        self.fast: FastPath | None = None
+
+    def mark(self) -> None:
+        """Something changed that the fast path may have to follow."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Follow, until cancelled; what is attached stays."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch_neighbours())
+                group.create_task(self._follow())
+        finally:
+            self._open.close()
+
+    async def _follow(self) -> None:
+        director = self._director
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _SWEEP)
+            self._changed.clear()
+            try:
+                await self._refresh()
+            except LbdrError as error:
+                self.state.reason = error.message
+                director.set_trouble("fast path, IPVS forwards", str(error))
+            else:
+                director.set_trouble("fast path, IPVS forwards", "")
+
+    async def _watch_neighbours(self) -> None:
+        director = self._director
+        while True:
+            try:
+                async for _ in self._neighbours.changes():
+                    director.set_trouble("watching neighbours", "")
+                    self.mark()
+                    await asyncio.sleep(_SETTLED)
+            except LbdrError as error:
+                director.set_trouble("watching neighbours", str(error))
+                await asyncio.sleep(_SWEEP)
+
+    # --- one pass --------------------------------------------------------------------------------
+
+    async def _refresh(self) -> None:
+        director = self._director
+        configuration = director.loaded.configuration
+        if director.withdrawn or configuration.director.fastpath is FastPathUse.OFF:
+            await self.end("`fastpath: off` in the file")
+            return
+        desired = director.desired().services
+        if self._mh is None and any(is_table(service) for service in desired.values()):
+            self._mh, self._index = await _compare_mh()
+        services, slow = chosen(desired, configuration.virtual_services, self._mh or Mh())
+        if self.fast is None:
+            if not services:
+                self.state = FastPathState(reason="no service can use it", slow=slow)
+                return
+            self.fast = await self._start()
+        wanted = await self._wanted(services)
+        self._put(self.fast, wanted, services, slow)
+        await asyncio.to_thread(self.fast.sweep)
+        devices = await self._attach(self.fast, wanted.values())
+        self.state = FastPathState("", slow, devices)
+
+    async def _wanted(
+        self, services: Mapping[ServiceKey, Service]
+    ) -> dict[ServiceKey, WantedService]:
+        """The services as IPVS has them now, with the ways to their real servers."""
+        table = ipvs_text.schedules(ipvs_text.read())
+        there = {
+            key: found[1]
+            for key, service in services.items()
+            if (found := table.get(key)) is not None and found[0] == service.scheduler
+        }
+        rips = {server.address for scheduled in there.values() for server in scheduled}
+        if rips == self._neighbours.kept:
+            await self._neighbours.refresh()
+        else:
+            await self._neighbours.keep(rips)
+        ways = await self._neighbours.observe(rips)
+        links = await rtnetlink.links()
+        vips = {vip.address: vip for vip in self._director.held()}
+        return {
+            key: _wanted(key, services[key], scheduled, ways, _place(vips.get(key.address), links))
+            for key, scheduled in there.items()
+        }
+
+    def _put(
+        self,
+        fast: FastPath,
+        wanted: Mapping[ServiceKey, WantedService],
+        services: Mapping[ServiceKey, Service],
+        slow: dict[str, str],
+    ) -> None:
+        """Write what is wanted; what there is no room for is IPVS's."""
+        for key in fast.keys - wanted.keys():
+            fast.drop(key)
+        for key, service in wanted.items():
+            try:
+                fast.put(key, service)
+            except KernelError as error:
+                slow[services[key].name] = error.message
+                if key in fast.keys:
+                    fast.drop(key)
+
+    async def _attach(self, fast: FastPath, wanted: Iterable[WantedService]) -> list[Attachment]:
+        incoming: set[int] = set()
+        outgoing: set[int] = set()
+        for service in wanted:
+            if ServiceFlag.ACTIVE not in service.flags:
+                continue
+            incoming.add(service.vip.ifindex)
+            if ServiceFlag.LEARNED in service.flags:
+                outgoing |= {member.reach.out.ifindex for member in service.members}
+        devices = await Attachments(fast.programs).keep(incoming, outgoing - {0})
+        self._tell(devices)
+        return devices
+
+    def status(self, status: Status) -> Status:
+        """A status with what the fast path does."""
+        fast, state = self.fast, self.state
+        if fast is None or state.reason:
+            off = FastPathDirector(reason=state.reason)
+            return with_fast_path(status, off, {}, state.slow)
+        # what XDP passed up, tc ingress sees again, and what it leaves is IPVS's
+        counts = {
+            service.name: FastCounts(
+                {str(rip): served for rip, served in fast.served(key).items()},
+                _words(fast.reasons(key, tc=True)),
+            )
+            for key, service in self._director.desired().services.items()
+            if isinstance(key, ServiceKey) and key in fast.keys
+        }
+        director = FastPathDirector(
+            state="forwards",
+            devices=[
+                FastPathDevice(
+                    device=device_name(each.ifindex),
+                    mode="native" if each.xdp else "tc",
+                    reason=each.reason,
+                )
+                for each in state.devices
+            ],
+            not_forwarded=_words(fast.reasons(None, tc=True)),
+        )
+        return with_fast_path(status, director, counts, state.slow)
+
+    def _tell(self, devices: Iterable[Attachment]) -> None:
+        known = {device.ifindex: device for device in self.state.devices}
+        for device in devices:
+            if known.get(device.ifindex) != device and not device.xdp:
+                log.warning("no native XDP, tc ingress serves: %s", device.reason)
+
+    async def _start(self) -> FastPath:
+        root = self._director.paths.bpf
+        parent = root.parent
+        if not on_bpffs(root):
+            if not parent.is_dir():
+                raise KernelError(f"{parent} is not there", hint="mount -t bpf bpf /sys/fs/bpf")
+            mount_bpffs(parent)
+        with ExitStack() as stack:
+            directory = prepare(root / str(namespace.namespace_id()))
+            stack.enter_context(_alone_in(directory))
+            capacity = Capacity(index=self._index)
+            programs, adopted = await asyncio.to_thread(DirectorPrograms.open, directory, capacity)
+            stack.enter_context(programs)
+            fast = FastPath(programs)
+            self._open = stack.pop_all()
+        log.info("fast path: %s", "adopted" if adopted else "programs loaded")
+        return fast
+
+    async def end(self, reason: str) -> None:
+        """Leave everything to IPVS, also what an earlier process left.
+
+        Args:
+            reason: told in status.
+
+        Raises:
+            KernelError, PrivilegeError: something cannot be detached.
+        """
+        if self.state.reason == reason:
+            return
+        root = self._director.paths.bpf / str(namespace.namespace_id())
+        if self.fast is None and not (root / f"v{SCHEMA}").is_dir():
+            self.state = FastPathState(reason=reason)
+            return
+        fast = self.fast or await self._start()
+        await Attachments(fast.programs).remove(await rtnetlink.links())
+        await self._neighbours.forget()
+        fast.programs.remove()
+        self.fast = None
+        self._open.close()
+        self.state = FastPathState(reason=reason)
+        log.info("fast path: ended, IPVS forwards: %s", reason)
+
+
+def _words(reasons: Mapping[Reason, int]) -> dict[str, int]:
+    return {reason.name.lower(): count for reason, count in reasons.items()}
+
+
+async def _compare_mh() -> tuple[Mh, int]:
+    """Whether the running kernel's mh is lbdr's, and its table's index."""
+    verdict = await asyncio.to_thread(mh_check.probe, mh_check.table_index())
+    if not verdict.agrees:
+        log.error("mh services run on IPVS alone: %s", verdict.reason)
+        return Mh(reason=verdict.reason), verdict.index
+    return Mh(verdict.versions), verdict.index
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Lock the pins: two daemons of one namespace would write each other's maps."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise KernelError(f"another lbdr uses the fast path pinned in {directory}") from None
+    finally:
+        os.close(descriptor)
+
+
+def _place(vip: VirtualAddress | None, links: Mapping[int, Link]) -> Place | None:
+    """Where frames of a VIP come in; None where this host does not have it."""
+    by_name = {link.name: link for link in links.values()}
+    link = by_name.get(vip.interface) if vip is not None else None
+    if link is None or not link.mac:
+        return None
+    mac, tags = link.mac, list[tuple[int, int]]()
+    while link.tag is not None and link.lower is not None and len(tags) < _MOST_TAGS:
+        tags.append(link.tag)
+        lower = links.get(link.lower)
+        if lower is None:
+            return None  # in another namespace
+        link = lower
+    return None if link.tag is not None else Place(link.index, mac, tuple(reversed(tags)))
+
+
+def _wanted(
+    key: ServiceKey,
+    service: Service,
+    scheduled: Sequence[Scheduled],
+    ways: Mapping[Address, Way | None],
+    place: Place | None,
+) -> WantedService:
+    """A service as IPVS has it, with the ways to its real servers."""
+    flags = ServiceFlag(0) if place is None else ServiceFlag.ACTIVE
+    if not is_table(service):
+        flags |= ServiceFlag.LEARNED
+    elif "mh-port" in service.flags:
+        flags |= ServiceFlag.MH_PORT
+    if key.port == 0:
+        flags |= ServiceFlag.PORTS
+    members = tuple(
+        Member(server.address, server.weight, _reach(ways.get(server.address)))
+        for server in scheduled
+    )
+    timeout = _TIMEOUTS[key.protocol]
+    return WantedService(place or _NOWHERE, flags, members, timeout)
+
+
+def _reach(way: Way | None) -> FastServer:
+    if way is None or not (way.source_mac or way.local):
+        return _UNREACHED
+    out = Place(way.ifindex, way.source_mac or _NOWHERE.mac, way.vlans)
+    return FastServer(out, way.mac, way.mtu, local=way.local)
