@@ -23,7 +23,7 @@ from lbdr.errors import KernelError, LbdrError, PrivilegeError
 PRIORITY = 0x6C62
 """Of lbdr's filters, "lb": after those of others, which usually begin at 1 or 49152."""
 
-_ETH_P_ALL = 0x0300  # as cls_bpf wants it, in network order
+_ETH_P_ALL = 3
 _HANDLE = 1
 _TCA_BPF_ID = 11  # include/uapi/linux/pkt_cls.h; pyroute2 0.9 does not know it
 

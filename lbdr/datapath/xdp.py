@@ -254,6 +254,7 @@ class FastPath:
         self.maps.write_table(line, words)
         if service.line is not None:
             self._cooling[service.line] = tick()
+            log.info("fast path: the table of %s changed", key)
         service.line, service.made_of = line, made_of
 
     def _owners(self, key: ServiceKey, service: _Service, members: Sequence[Member]) -> list[int]:

@@ -49,6 +49,7 @@ def configuration(services: Mapping[str, Any], **director: Any) -> str:
         "real_servers": {
             "web1": {"address": "10.77.0.21"},
             "web2": {"address": "10.77.0.22"},
+            "web3": {"address": "10.77.0.23"},
             "six1": {"address": "fd77::21"},
             "six2": {"address": "fd77::22"},
         },

@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
-from netlab import INTERFACE, Lab
+from netlab import HOSTS, INTERFACE, Lab
 
-from lbdr.datapath import ipvs_connections
+from lbdr.control.protocol import ReloadRequest
+from lbdr.datapath import bpf_netlink, ipvs_connections
 from lbdr.datapath.bpf_links import Link
 from lbdr.datapath.bpf_programs import Program
 from lbdr.datapath.bpf_wire import AttachPoint, ProgramKind, Verdict, XdpFlag
 from lbdr.datapath.ipvs_connections import Connection
 from lbdr.status import VirtualServiceStatus
 from tests.bpf_programs import returns
-from tests.kernel.daemon_traffic import real_servers, request
 from tests.kernel.daemons import VIP, WEB, Daemon, soon
+from tests.kernel.open_connections import Connections, answering
 
+SERVERS = ["web1", "web2", "web3"]
 HASHED = {**WEB, "scheduler": "mh", "scheduler_flags": ["mh-port"]}
 LEAST = {**WEB, "ports": [8080], "scheduler": "wlc"}
 _COMPILING = 60.0  # seconds in a guest
+_FOLLOWED = 10.0
 
 
 @contextlib.contextmanager
@@ -39,10 +44,9 @@ def passing(lab: Lab) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with (
-        Lab() as built,
+        Lab({**HOSTS, "web3": 23}) as built,
         passing(built),
-        real_servers(built, VIP),
-        real_servers(built, VIP, port=8080),
+        answering(built, SERVERS, VIP, ports=[80, 8080]),
     ):
         # what XDP sends has no checksum that somebody else would still fill in
         built.run("client", ["ethtool", "-K", INTERFACE, "tx", "off"])
@@ -54,25 +58,119 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
     with Daemon(lab) as running:
         running.configure({"WEB": HASHED, "LEAST": LEAST}, fastpath="auto")
         running.start()
-        soon(lambda: running.status().fastpath.state == "forwards", "it forwards", _COMPILING)
+        soon(lambda: forwards(running), "it forwards", _COMPILING)
         yield running
+
+
+def forwards(daemon: Daemon) -> bool:
+    return daemon.status().fastpath.state == "forwards"
 
 
 def service(daemon: Daemon, name: str) -> VirtualServiceStatus:
     return next(one for one in daemon.status().virtual_services if one.name == name)
 
 
-def connections(lab: Lab) -> list[Connection]:
-    """What IPVS remembers."""
+def packets(daemon: Daemon, name: str) -> int:
+    """Packets that the fast path forwarded."""
+    return service(daemon, name).fastpath.packets
+
+
+def remembered(lab: Lab, port: int) -> list[Connection]:
+    """What IPVS remembers of a service."""
     with lab.entered("director"):
-        return list(ipvs_connections.parse(ipvs_connections.read()).connections)
+        table = ipvs_connections.parse(ipvs_connections.read())
+    return [one for one in table.connections if one.virtual_port == port]
+
+
+def xdp(lab: Lab) -> set[int]:
+    """The XDP programs of the director's interface."""
+    with lab.entered("director"):
+        index = socket.if_nametoindex(INTERFACE)
+        return {each.program_id for each in bpf_netlink.attached(index)}
+
+
+def link_pin(lab: Lab, daemon: Daemon) -> Path:
+    with lab.entered("director"):
+        index = socket.if_nametoindex(INTERFACE)
+    (pin,) = daemon.paths.bpf.glob(f"*/v*/xdp-{index}")
+    return pin
 
 
 def test_connections_of_mh_go_without_ipvs(lab: Lab, daemon: Daemon) -> None:
-    before = service(daemon, "WEB").fastpath.packets
-    answers = [request(lab) for _ in range(40)]
-    assert set(answers) == {"web1", "web2"}
-    found = service(daemon, "WEB")
-    assert found.fastpath.state == "forwards"
-    assert found.fastpath.packets - before >= 40 * 4
-    assert not connections(lab)
+    before = packets(daemon, "WEB")
+    with Connections(lab, VIP, 80, 40) as open_:
+        assert set(open_.by_server) == {"web1", "web2"}
+        assert not open_.wrong()
+    assert packets(daemon, "WEB") - before >= 40 * 6
+    assert not remembered(lab, 80)
+
+
+def test_flows_of_other_schedulers_are_learned(lab: Lab, daemon: Daemon) -> None:
+    before = packets(daemon, "LEAST")
+    with Connections(lab, VIP, 8080, 40) as open_:
+        assert open_.by_server == {"web1": 20, "web2": 20}
+        assert len(remembered(lab, 8080)) == 40
+        for _ in range(3):
+            assert not open_.wrong()
+    assert packets(daemon, "LEAST") - before >= 40 * 4
+
+
+@pytest.fixture
+def open_connections(lab: Lab, daemon: Daemon) -> Iterator[list[Connections]]:
+    """100 of each service; whatever a test does, none of them breaks or changes server."""
+    assert forwards(daemon)
+    with Connections(lab, VIP, 80, 100) as hashed, Connections(lab, VIP, 8080, 100) as least:
+        yield [hashed, least]
+        assert not hashed.wrong()
+        assert not least.wrong()
+
+
+def wrong(open_: list[Connections]) -> list[str]:
+    return [line for each in open_ for line in each.wrong()]
+
+
+def test_xdp_that_is_detached_by_hand(
+    lab: Lab, daemon: Daemon, open_connections: list[Connections]
+) -> None:
+    """The same program at tc goes on at once, and XDP is attached again."""
+    before = packets(daemon, "WEB")
+    with Link.open(link_pin(lab, daemon)) as link:
+        link.detach()
+    assert not xdp(lab)
+    assert not wrong(open_connections)
+    assert packets(daemon, "WEB") - before >= 100
+    assert not remembered(lab, 80)
+    soon(lambda: xdp(lab), "XDP is back", _FOLLOWED)
+
+
+def test_a_daemon_that_is_killed(
+    lab: Lab, daemon: Daemon, open_connections: list[Connections]
+) -> None:
+    """The datapath goes on, and the next daemon finds it and changes nothing."""
+    programs = xdp(lab)
+    daemon.kill()
+    assert xdp(lab) == programs
+    assert not wrong(open_connections)
+    daemon.start()
+    soon(lambda: forwards(daemon), "adopted", _FOLLOWED)
+    assert daemon.lines("fast path: adopted")
+    assert xdp(lab) == programs
+
+
+def test_servers_that_come_drain_and_go(
+    daemon: Daemon, open_connections: list[Connections]
+) -> None:
+    """None of the open connections is touched, also those of a server that drains."""
+    trio = [*WEB["real_servers"], "web3"]
+    drained = [{"server": "web1", "weight": 0}, "web2", "web3"]
+    for servers in (trio, drained, trio, [*WEB["real_servers"]]):
+        services = {"WEB": HASHED, "LEAST": LEAST}
+        daemon.configure(
+            {name: {**one, "real_servers": servers} for name, one in services.items()},
+            fastpath="auto",
+        )
+        mark = daemon.mark()
+        daemon.ask(ReloadRequest())
+        assert not wrong(open_connections)
+        soon(partial(daemon.lines, "table of", ":80 ", since=mark), "the flip", _FOLLOWED)
+        assert not wrong(open_connections)
