@@ -57,6 +57,7 @@ def chosen(
     services: Mapping[Key, Service],
     virtual_services: Sequence[VirtualService],
     mh: Mh,
+    left: Collection[str] = (),
 ) -> tuple[dict[ServiceKey, Service], dict[str, str]]:
     """The services of the fast path, and why the others are not, by name.
 
@@ -64,12 +65,18 @@ def chosen(
         services: as the kernel is to hold them.
         virtual_services: as the user wrote them.
         mh: of the running kernel.
+        left: those that the operator left to IPVS; "" is all of them.
     """
     off = {virtual.name for virtual in virtual_services if virtual.fastpath is FastPathUse.OFF}
     fast: dict[ServiceKey, Service] = {}
     slow: dict[str, str] = {}
     for key, service in services.items():
-        reason = "`fastpath: off` in the file" if service.name in off else unfit(service, mh)
+        if service.name in off:
+            reason = "`fastpath: off` in the file"
+        elif service.name in left or "" in left:
+            reason = "left to IPVS by `lbdr fastpath off`"
+        else:
+            reason = unfit(service, mh)
         if reason:
             slow[service.name] = reason
         elif isinstance(key, ServiceKey):

@@ -10,20 +10,24 @@ import asyncio
 import fcntl
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lbdr.datapath import ipvs_text, mh_check, namespace
+from lbdr.control.protocol import FastPathResult
+from lbdr.datapath import ipvs_connections, ipvs_text, mh_check, namespace
 from lbdr.datapath import routes as rtnetlink
 from lbdr.datapath.bpf_fs import mount_bpffs, on_bpffs
 from lbdr.datapath.bpf_links import device as device_name
+from lbdr.datapath.ipvs_connections import ConnectionTable
+from lbdr.datapath.ipvs_sync import Flow, FlowState, hand_over
 from lbdr.datapath.ipvs_text import Scheduled
 from lbdr.datapath.neighbours import Neighbours
 from lbdr.datapath.neighbours import Path as Way
 from lbdr.datapath.routes import Link
-from lbdr.datapath.xdp import FastPath, Member, WantedService
+from lbdr.datapath.xdp import FastPath, KnownFlow, Member, WantedService
 from lbdr.datapath.xdp_attach import Attachment, Attachments
 from lbdr.datapath.xdp_layout import SCHEMA, Capacity, FastServer, Place, Reason, ServiceFlag
 from lbdr.datapath.xdp_programs import DirectorPrograms, prepare
@@ -38,6 +42,7 @@ from lbdr.status import FastPathDevice, FastPathDirector, Status
 log = logging.getLogger(__name__)
 
 _SWEEP = 5.0  # seconds between looks at records, and at neighbours that nothing else keeps fresh
+_RECORDING = 5.0  # seconds in which connections without a record are noticed before a hand-over
 _SETTLED = 0.05  # changes come in numbers
 _MOST_TAGS = 2
 _NOWHERE = Place(0, "00:00:00:00:00:00")
@@ -70,12 +75,36 @@ class FastPathKeeper:
     def __init__(self, director: Director) -> None:
         self._director = director
         self._changed = asyncio.Event()
+        self._following = asyncio.Lock()
+        self._handed_over = 0
+        self._swept = 0.0
         self._open = ExitStack()
         self._neighbours = Neighbours()
         self._mh: Mh | None = None
         self._index = DEFAULT_INDEX
         self.state = FastPathState()
+        self._attachments: Attachments | None = None
         self.fast: FastPath | None = None
+
+    async def follow(self) -> FastPathResult:
+        """Follow now, and say what is served.
+
+        Raises:
+            LbdrError: something of it failed.
+        """
+        before = self._handed_over
+        async with self._following:
+            await self._refresh()
+        names = {
+            service.name
+            for key, service in self._director.desired().services.items()
+            if self.fast is not None and key in self.fast.keys
+        }
+        return FastPathResult(
+            forwards=sorted(names),
+            off=dict(self.state.slow) or ({"": self.state.reason} if self.state.reason else {}),
+            handed_over=self._handed_over - before,
+        )
 
     def mark(self) -> None:
         """Something changed that the fast path may have to follow."""
@@ -94,15 +123,21 @@ class FastPathKeeper:
         director = self._director
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _SWEEP)
+                await asyncio.wait_for(self._changed.wait(), self._wait())
             self._changed.clear()
             try:
-                await self._refresh()
+                async with self._following:
+                    await self._refresh()
             except LbdrError as error:
                 self.state.reason = error.message
                 director.set_trouble("fast path, IPVS forwards", str(error))
             else:
                 director.set_trouble("fast path, IPVS forwards", "")
+
+    def _wait(self) -> float:
+        """Seconds until the next pass that nothing else asks for."""
+        due = self.fast.due if self.fast is not None else None
+        return _SWEEP if due is None else min(max(due - time.monotonic(), 0.01), _SWEEP)
 
     async def _watch_neighbours(self) -> None:
         director = self._director
@@ -127,15 +162,21 @@ class FastPathKeeper:
         desired = director.desired().services
         if self._mh is None and any(is_table(service) for service in desired.values()):
             self._mh, self._index = await _compare_mh()
-        services, slow = chosen(desired, configuration.virtual_services, self._mh or Mh())
+        left = director.reconciler.state.fastpath_off
+        mh = self._mh or Mh()
+        services, slow = chosen(desired, configuration.virtual_services, mh, left)
         if self.fast is None:
             if not services:
                 self.state = FastPathState(reason="no service can use it", slow=slow)
                 return
             self.fast = await self._start()
         wanted = await self._wanted(services)
-        self._put(self.fast, wanted, services, slow)
-        await asyncio.to_thread(self.fast.sweep)
+        await self._hand_over({key for key in self.fast.keys - wanted.keys() if key in desired})
+        held = await self._held(wanted.keys() - self.fast.keys)
+        self._put(self.fast, wanted, held, services, slow)
+        if time.monotonic() - self._swept >= _SWEEP:
+            await asyncio.to_thread(self.fast.sweep)
+            self._swept = time.monotonic()
         devices = await self._attach(self.fast, wanted.values())
         self.state = FastPathState("", slow, devices)
 
@@ -162,10 +203,57 @@ class FastPathKeeper:
             for key, scheduled in there.items()
         }
 
+    async def _hand_over(self, keys: Collection[ServiceKey]) -> None:
+        """Give IPVS the connections that it would send elsewhere, before the fast path leaves.
+
+        Connections that are older than a change of the table have no record: for a moment what they
+        send is recorded. One that says nothing meanwhile is IPVS's to place.
+        """
+        fast = self.fast
+        if fast is None:
+            return
+        old = [key for key in keys if fast.unknown_slots(key)]
+        for key in old:
+            fast.settle(key)
+        if old:
+            await asyncio.sleep(_RECORDING)
+        flows = [
+            Flow(
+                key.protocol,
+                known.client,
+                known.client_port,
+                key.address,
+                known.port,
+                known.server,
+                FlowState.CLOSING if known.closing else FlowState.ESTABLISHED,
+            )
+            for key in keys
+            for known in await asyncio.to_thread(fast.flows, key)
+        ]
+        if flows:
+            self._handed_over += await hand_over(flows)
+            log.info("fast path: IPVS was given %d connections", len(flows))
+
+    async def _held(self, keys: Collection[ServiceKey]) -> dict[ServiceKey, list[KnownFlow]]:
+        """The connections that IPVS has of services that are new to the fast path."""
+        held: dict[ServiceKey, list[KnownFlow]] = {}
+        if keys:
+            table = await asyncio.to_thread(_connections)
+            for one in table.connections:
+                if one.protocol is None or one.template:
+                    continue
+                key = ServiceKey(one.protocol, one.virtual, one.virtual_port)
+                if key in keys:
+                    held.setdefault(key, []).append(
+                        KnownFlow(one.client, one.client_port, one.virtual_port, one.server)
+                    )
+        return held
+
     def _put(
         self,
         fast: FastPath,
         wanted: Mapping[ServiceKey, WantedService],
+        held: Mapping[ServiceKey, Sequence[KnownFlow]],
         services: Mapping[ServiceKey, Service],
         slow: dict[str, str],
     ) -> None:
@@ -174,7 +262,7 @@ class FastPathKeeper:
             fast.drop(key)
         for key, service in wanted.items():
             try:
-                fast.put(key, service)
+                fast.put(key, service, held.get(key, ()))
             except KernelError as error:
                 slow[services[key].name] = error.message
                 if key in fast.keys:
@@ -189,7 +277,10 @@ class FastPathKeeper:
             incoming.add(service.vip.ifindex)
             if ServiceFlag.LEARNED in service.flags:
                 outgoing |= {member.reach.out.ifindex for member in service.members}
-        devices = await Attachments(fast.programs).keep(incoming, outgoing - {0})
+        if self._attachments is None:
+            self._attachments = Attachments(fast.programs)
+        every = await rtnetlink.links()
+        devices = await self._attachments.keep(incoming, outgoing - {0}, every.keys())
         self._tell(devices)
         return devices
 
@@ -261,11 +352,12 @@ class FastPathKeeper:
         if self.fast is None and not (root / f"v{SCHEMA}").is_dir():
             self.state = FastPathState(reason=reason)
             return
-        fast = self.fast or await self._start()
+        fast = self.fast = self.fast or await self._start()
+        await self._hand_over(fast.keys)
         await Attachments(fast.programs).remove(await rtnetlink.links())
         await self._neighbours.forget()
         fast.programs.remove()
-        self.fast = None
+        self.fast = self._attachments = None
         self._open.close()
         self.state = FastPathState(reason=reason)
         log.info("fast path: ended, IPVS forwards: %s", reason)
@@ -273,6 +365,10 @@ class FastPathKeeper:
 
 def _words(reasons: Mapping[Reason, int]) -> dict[str, int]:
     return {reason.name.lower(): count for reason, count in reasons.items()}
+
+
+def _connections() -> ConnectionTable:
+    return ipvs_connections.parse(ipvs_connections.read())
 
 
 async def _compare_mh() -> tuple[Mh, int]:

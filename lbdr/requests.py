@@ -6,9 +6,13 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from pydantic import BaseModel
+
 from lbdr import __version__
 from lbdr.control.protocol import (
     Done,
+    FastPathRequest,
+    FastPathResult,
     PlanRequest,
     PlanResult,
     ReloadRequest,
@@ -52,20 +56,26 @@ class Requests:
         Raises:
             LbdrError: it was not done, or left something undone.
         """
+        return (await self._result(request)).model_dump(mode="json")
+
+    async def _result(self, request: Request) -> BaseModel:
         match request:
             case StatusRequest():
-                return (await self._status()).model_dump(mode="json")
+                result: BaseModel = await self._status()
             case PlanRequest():
-                return (await self._plan()).model_dump(mode="json")
+                result = await self._plan()
             case RoleRequest(role=role, reset=reset):
-                return (await self._role(role, reset=reset)).model_dump(mode="json")
+                result = await self._role(role, reset=reset)
             case WeightRequest():
-                return (await self._weight(request)).model_dump(mode="json")
+                result = await self._weight(request)
+            case FastPathRequest():
+                result = await self._fast_path(request)
             case ReloadRequest():
                 await self._reload()
-                return (await self._done()).model_dump(mode="json")
+                result = await self._done()
             case WithdrawRequest():
-                return (await self._withdraw()).model_dump(mode="json")
+                result = await self._withdraw()
+        return result
 
     async def _status(self) -> Status:
         director = self._director
@@ -134,6 +144,24 @@ class Requests:
         director.reconciler.save(weights=weights)
         director.dirty.mark(virtual.key for virtual in touched if not virtual.needs_mark)
         return await self._done()
+
+    async def _fast_path(self, request: FastPathRequest) -> FastPathResult:
+        director = self._director
+        names = {virtual.name for virtual in director.loaded.configuration.virtual_services}
+        name = request.virtual_service
+        if name is not None and name not in names:
+            raise ControlError(
+                f"there is no virtual service {name}", hint="`lbdr status` shows the names"
+            )
+        off = director.reconciler.state.fastpath_off & (names | {""})
+        if request.on:
+            off = off - {name} if name else frozenset()
+            if name and "" in off:
+                off = frozenset(names - {name})
+        else:
+            off |= {name or ""}
+        director.reconciler.save(fastpath_off=off)
+        return await self._fastpath.follow()
 
     async def _withdraw(self) -> Done:
         """Everything out, then the end; what the kernel refuses is tried again until it is out."""

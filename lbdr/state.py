@@ -45,11 +45,13 @@ class State:
         owned: what lbdr made.
         role: the role set at run time; None leaves the configuration's.
         weights: set by the operator: (virtual service, real server) -> weight.
+        fastpath_off: virtual services that the operator left to IPVS; "" is all of them.
     """
 
     owned: Ownership = field(default_factory=Ownership)
     role: Role | None = None
     weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    fastpath_off: frozenset[str] = frozenset()
 
 
 class _Strict(BaseModel):
@@ -99,6 +101,7 @@ class _File(_Strict):
     timeouts: _TimeoutsEntry | None = None
     role: Role | None = None
     weights: list[_WeightEntry] = []
+    fastpath_off: list[str] = []
 
 
 class StateStore:
@@ -200,9 +203,10 @@ def _sync_directory(directory: Path) -> None:
 def _parse(data: bytes, kernel: str) -> State:
     file = _File.model_validate_json(data)
     weights = {(entry.virtual_service, entry.real_server): entry.weight for entry in file.weights}
+    off = frozenset(file.fastpath_off)
     if file.kernel != kernel:
         log.info("the state is of another boot or network namespace: nothing here is lbdr's yet")
-        return State(role=file.role, weights=weights)
+        return State(role=file.role, weights=weights, fastpath_off=off)
     services: set[Key] = set()
     for entry in file.services:
         if isinstance(entry, _MarkEntry):
@@ -220,6 +224,7 @@ def _parse(data: bytes, kernel: str) -> State:
         ),
         role=file.role,
         weights=weights,
+        fastpath_off=off,
     )
 
 
@@ -246,6 +251,7 @@ def _render(state: State, kernel: str) -> bytes:
             _WeightEntry(virtual_service=virtual, real_server=real, weight=weight)
             for (virtual, real), weight in sorted(state.weights.items())
         ],
+        fastpath_off=sorted(state.fastpath_off),
     )
     return file.model_dump_json(indent=1).encode() + b"\n"
 

@@ -9,14 +9,17 @@ A change of the control plane, in this order:
 
 1. planned changes alone: write `anticipate`, wait ANTICIPATION, so that a SYN which is sent again
    after the change finds its record;
-2. clear the ALIVE flag of a server that is gone, write `flip`, then `sweep` the records; only then
-   may a server's place be alive again;
+2. write `flip`, then clear the ALIVE flag of a server that is gone, then `sweep` the records; only
+   then may a server's place be alive again. (The flag first, and for a moment UDP flows would begin
+   at a slot's current server that are its old one's after the flip.)
 3. from time to time `sweep`, and `release` what the sweep left no record for;
 4. SETTLING before the settle time is over set the service's flag SETTLING, so that what still falls
    to an old server gets a record; at its end `settle`. A flip begins the settle time anew, and a
-   record that could not be written (Reason.RECORD) begins that last part anew. UDP has no such
-   part: its settle time is UDP_IDLE, as long as udp_until, and `settle` comes before any later
-   flip.
+   record that could not be written meanwhile (Reason.RECORD) begins that last part anew.
+
+UDP has no such part, its settle time is that of udp_until, UDP_IDLE from each flip. A record that
+could not be written moves udp_until, but only while it is to come: once it has passed, new flows
+are the current server's, so then `settle`, and always before the next flip.
 
 A slot's word is xdp_layout's: the current server, ANTICIPATE, TRACKED, the old server.
 """

@@ -14,6 +14,7 @@ _COMMANDS = {
     "check": "check",
     "daemon": "daemon",
     "doctor": "doctor",
+    "fastpath": "fastpath",
     "plan": "changes",
     "reload": "runtime",
     "role": "runtime",

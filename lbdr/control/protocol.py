@@ -49,6 +49,14 @@ class WeightRequest(_Request):
     weight: Annotated[int, Field(ge=0, le=MAX_WEIGHT)] | None = None
 
 
+class FastPathRequest(_Request):
+    """Leave a virtual service, or all, to IPVS; or have the fast path serve again."""
+
+    command: Literal["fastpath"] = "fastpath"
+    on: bool
+    virtual_service: str | None = None
+
+
 class PlanRequest(_Request):
     """What a pass would do now."""
 
@@ -68,7 +76,13 @@ class WithdrawRequest(_Request):
 
 
 Request = (
-    StatusRequest | RoleRequest | WeightRequest | PlanRequest | ReloadRequest | WithdrawRequest
+    StatusRequest
+    | RoleRequest
+    | WeightRequest
+    | FastPathRequest
+    | PlanRequest
+    | ReloadRequest
+    | WithdrawRequest
 )
 
 
@@ -127,6 +141,20 @@ class RoleResult(_Message):
     role: Role
     configured: Role
     operations: list[str] = []
+
+
+class FastPathResult(_Message):
+    """What the fast path serves now.
+
+    Args:
+        forwards: virtual services that it serves.
+        off: why the others are IPVS's alone, by name.
+        handed_over: flows that IPVS was given.
+    """
+
+    forwards: list[str] = []
+    off: dict[str, str] = {}
+    handed_over: int = 0
 
 
 class PlanResult(_Message):

@@ -65,6 +65,25 @@ class WantedService:
     timeout: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class KnownFlow:
+    """A connection, and who has it.
+
+    Args:
+        client: its address.
+        client_port: its port.
+        port: of the service.
+        server: the RIP.
+        closing: it had a FIN or RST.
+    """
+
+    client: Address
+    client_port: int
+    port: int
+    server: Address
+    closing: bool = False
+
+
 @dataclass(slots=True)
 class _Placed:
     """A real server in the maps."""
@@ -83,6 +102,7 @@ class _Service:
         line: of its table; None for a learned one.
         made_of: what the table was made of.
         flipped: tick of its last change; None once no slot of it is tracked.
+        due: when the table is to change, by the monotonic clock; None where it is as wanted.
         settling: whether the last part of its settle time has begun.
     """
 
@@ -91,6 +111,7 @@ class _Service:
     line: int | None = None
     made_of: tuple[tuple[Address, int, bool], ...] = ()
     flipped: int | None = None
+    due: float | None = None
     settling: bool = False
 
 
@@ -158,13 +179,64 @@ class FastPath:
         }
         return {reason: count for reason, count in totals.items() if count}
 
+    def flows(self, key: ServiceKey) -> list[KnownFlow]:
+        """The connections of an mh service that are recorded, and who has each.
+
+        Without IPVS's help nobody else knows them: they are not where the table says, or may not
+        be after the next change.
+        """
+        service = self._services[key]
+        servers = {placed.index: address for address, placed in service.members.items()}
+        kind = IPv4Address if key.version == 4 else IPv6Address
+        found = []
+        for flow, value in self.maps["records"].items():
+            client, client_port, port, index = layout.FLOW.unpack(flow)
+            if index != service.index:
+                continue
+            record = tracking.Record.unpack(value)
+            unconfirmed = record.state == layout.RecordState.UNCONFIRMED
+            server = servers.get(record.previous if unconfirmed else record.server)
+            if server is not None:
+                packed = client[:4] if key.version == 4 else client
+                found.append(
+                    KnownFlow(
+                        kind(packed),
+                        int.from_bytes(client_port, "big"),
+                        int.from_bytes(port, "big"),
+                        server,
+                        closing=record.state == layout.RecordState.CLOSING,
+                    )
+                )
+        return found
+
+    def unknown_slots(self, key: ServiceKey) -> int:
+        """Slots of an mh service whose old connections go elsewhere than new ones, unrecorded."""
+        service = self._services[key]
+        if service.line is None:
+            return 0
+        return sum(
+            word & tracking.CURRENT != word >> layout.OLD_SHIFT
+            for word in self._slots(service.line)
+        )
+
+    def settle(self, key: ServiceKey) -> None:
+        """Have what falls to old servers recorded from now on, until the service is put again."""
+        decision = _word_of(self._services[key].index)
+        self.maps.services[decision] |= ServiceFlag.SETTLING << 32
+
     # --- changing --------------------------------------------------------------------------------
 
-    def put(self, key: ServiceKey, wanted: WantedService) -> None:
+    def put(self, key: ServiceKey, wanted: WantedService, held: Sequence[KnownFlow] = ()) -> None:
         """Have the programs treat a service as wanted; connections stay where they are.
 
         New servers come first, then the table that has them, and who is gone goes last: at every
         moment a packet finds a server that is there.
+
+        Args:
+            key: of the service.
+            wanted: as it is to be.
+            held: connections that IPVS has, where the service is new here: those that are not on
+                their slot's server are recorded before the first packet comes.
 
         Raises:
             KernelError: the maps are full.
@@ -177,6 +249,8 @@ class FastPath:
             service.line, service.made_of = None, ()
         else:
             self._put_table(key, service, wanted.members)
+            if key not in self._services:
+                self._record(service, wanted, held)
         changed = before is not None and before != service.line
         value = FastService(
             wanted.vip,
@@ -205,6 +279,30 @@ class FastPath:
             self._bury(service, address)
         self._write_vips()
         self._retired.add(service.index)
+
+    def _record(self, service: _Service, wanted: WantedService, held: Sequence[KnownFlow]) -> None:
+        """Record the connections that are not where the table says, in a table nobody reads yet."""
+        if service.line is None or not held:
+            return
+        first = service.line * layout.SLOTS_IN_LINE
+        size = table_size(self.maps.capacity.index)
+        mh_port, now = ServiceFlag.MH_PORT in wanted.flags, tick()
+        records = {}
+        for known in held:
+            placed = service.members.get(known.server)
+            if placed is None:
+                continue
+            flow = layout.flow_of(known.client, known.client_port, known.port, service.index)
+            place = first + tracking.flow_slot(flow, size, mh_port=mh_port)
+            if self.maps.slots[place] & tracking.CURRENT == placed.index:
+                continue
+            state = layout.RecordState.CLOSING if known.closing else layout.RecordState.CONFIRMED
+            records[flow] = tracking.Record(placed.index, placed.index, 0, now, state).pack()
+            self.maps.slots[place] |= layout.TRACKED
+        self.maps["records"].update_many(records)
+        if records:
+            service.flipped = now
+            log.info("fast path: recorded %d connections of IPVS", len(records))
 
     def _put_member(self, service: _Service, member: Member, vip: Place) -> None:
         placed = service.members.get(member.address)
@@ -245,9 +343,11 @@ class FastPath:
             before = self._slots(service.line)
             current = (layout.FALLBACK if owner in drained else owner for owner in owners)
             if all(map(operator.eq, (word & tracking.CURRENT for word in before), current)):
-                service.made_of = made_of
+                service.made_of, service.due = made_of, None
                 return
             alive = {service.members[member.address].index for member in members}
+            if not self._is_due(service, before, owners, alive, drained):
+                return
             service.flipped = tick()
         words = tracking.flip(before, owners, alive, drained)
         line = self._free_line()
@@ -256,6 +356,37 @@ class FastPath:
             self._cooling[service.line] = tick()
             log.info("fast path: the table of %s changed", key)
         service.line, service.made_of = line, made_of
+
+    def _is_due(
+        self,
+        service: _Service,
+        before: Sequence[int],
+        owners: Sequence[int],
+        alive: Container[int],
+        drained: Container[int],
+    ) -> bool:
+        """Whether a table may change now.
+
+        At once where a server is gone. Else a SYN that is sent again after the change is to find
+        its record: those of the last seconds before it are recorded.
+        """
+        now = time.monotonic()
+        mine = {word & tracking.CURRENT for word in before} - {layout.FALLBACK, layout.EMPTY}
+        if all(server in alive for server in mine):
+            if service.due is None:
+                service.due = now + tracking.ANTICIPATION
+            if now < service.due:
+                words = tracking.anticipate(before, owners, drained)
+                self.maps.write_table(service.line or 0, words)
+                return False
+        service.due = None
+        return True
+
+    @property
+    def due(self) -> float | None:
+        """When the next table is to change, by the monotonic clock; None for none."""
+        times = [service.due for service in self._services.values() if service.due is not None]
+        return min(times, default=None)
 
     def _owners(self, key: ServiceKey, service: _Service, members: Sequence[Member]) -> list[int]:
         """The server of each slot in IPVS's table, by its place, drained ones too."""
@@ -354,7 +485,8 @@ class FastPath:
         for key, service in self._services.items():
             found = records.pop(service.index, [])
             if service.line is not None and (found or service.flipped is not None):
-                self._sweep_service(key, service, service.line, found)
+                if service.due is None:  # else it would not anticipate any more
+                    self._sweep_service(key, service, service.line, found)
                 for word in self._slots(service.line):
                     named |= {word >> layout.OLD_SHIFT, word & tracking.CURRENT}
         for orphans in records.values():  # of services that are gone

@@ -50,13 +50,17 @@ class Attachments:
 
     def __init__(self, programs: DirectorPrograms) -> None:
         self._programs = programs
+        self._filters: set[tuple[int, tc.Direction]] | None = None  # None: not looked for yet
 
-    async def keep(self, incoming: Collection[int], outgoing: Collection[int]) -> list[Attachment]:
+    async def keep(
+        self, incoming: Collection[int], outgoing: Collection[int], every: Collection[int]
+    ) -> list[Attachment]:
         """Attach to devices what is not attached yet, and detach from all others.
 
         Args:
             incoming: indexes of devices that VIPs are on.
             outgoing: of those that lead to servers whose service IPVS decides.
+            every: of all devices.
 
         Returns:
             How each incoming device serves.
@@ -65,6 +69,10 @@ class Attachments:
             KernelError, PrivilegeError: tc cannot be had either.
         """
         found = []
+        wanted = {(ifindex, tc.Direction.INGRESS) for ifindex in incoming}
+        wanted |= {(ifindex, tc.Direction.EGRESS) for ifindex in outgoing}
+        if self._filters is None:  # an earlier process may have left some
+            self._filters = await _filters(every)
         for ifindex in sorted(incoming):
             await self._attach_tc(self._programs.tc, ifindex, tc.Direction.INGRESS)
             found.append(self._attach_xdp(ifindex))
@@ -74,6 +82,10 @@ class Attachments:
             if ifindex not in incoming:
                 bpf.unpin(pin)
                 log.info("detached XDP from %s", device(ifindex))
+        for ifindex, direction in sorted(self._filters - wanted):
+            if await tc.detach(ifindex, direction):
+                log.info("detached from tc %s of %s", direction.word, device(ifindex))
+        self._filters = wanted
         return found
 
     async def remove(self, devices: Iterable[int]) -> None:
@@ -149,3 +161,13 @@ class Attachments:
         if any(each.program_id == mine for each in there):
             return
         bpf_netlink.attach(self._programs.steady, ifindex, XdpFlag.NATIVE)
+
+
+async def _filters(devices: Iterable[int]) -> set[tuple[int, tc.Direction]]:
+    """Which of lbdr's filters are there."""
+    return {
+        (ifindex, direction)
+        for ifindex in devices
+        for direction in tc.Direction
+        if await tc.attached(ifindex, direction) is not None
+    }

@@ -119,6 +119,17 @@ class Connections:
             if answer != owner
         ]
 
+    def drop(self, server: str) -> None:
+        """Close and forget the connections of a server."""
+        kept = []
+        for connection, owner in zip(self._open, self.owners, strict=True):
+            if owner == server:
+                connection.close()
+            else:
+                kept.append(connection)
+        self._open = kept
+        self.owners = [owner for owner in self.owners if owner != server]
+
     @staticmethod
     def _ask(connection: socket.socket) -> str:
         try:
@@ -126,3 +137,25 @@ class Connections:
             return connection.recv(_WORD, socket.MSG_WAITALL).decode().strip() or "ended"
         except OSError as error:
             return type(error).__name__
+
+
+@contextlib.contextmanager
+def talking(open_: Sequence[Connections]) -> Iterator[None]:
+    """Connections exchange data meanwhile, each about once a second, and none goes wrong."""
+    ended = threading.Event()
+    found: list[str] = []
+
+    def talk() -> None:
+        while not ended.is_set():
+            for each in open_:
+                found.extend(each.wrong())
+            ended.wait(0.5)
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(60)
+    assert not found

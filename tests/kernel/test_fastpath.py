@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from netlab import HOSTS, INTERFACE, Lab
 
-from lbdr.control.protocol import ReloadRequest
+from lbdr.control.protocol import FastPathRequest, FastPathResult, ReloadRequest
 from lbdr.datapath import bpf_netlink, ipvs_connections
 from lbdr.datapath.bpf_links import Link
 from lbdr.datapath.bpf_programs import Program
@@ -20,7 +20,7 @@ from lbdr.datapath.ipvs_connections import Connection
 from lbdr.status import VirtualServiceStatus
 from tests.bpf_programs import returns
 from tests.kernel.daemons import VIP, WEB, Daemon, soon
-from tests.kernel.open_connections import Connections, answering
+from tests.kernel.open_connections import Connections, answering, talking
 
 SERVERS = ["web1", "web2", "web3"]
 HASHED = {**WEB, "scheduler": "mh", "scheduler_flags": ["mh-port"]}
@@ -174,3 +174,58 @@ def test_servers_that_come_drain_and_go(
         assert not wrong(open_connections)
         soon(partial(daemon.lines, "table of", ":80 ", since=mark), "the flip", _FOLLOWED)
         assert not wrong(open_connections)
+
+
+def switch(daemon: Daemon, *, on: bool, service: str | None = None) -> FastPathResult:
+    request = FastPathRequest(on=on, virtual_service=service)
+    return FastPathResult.model_validate(daemon.ask(request))
+
+
+@pytest.mark.parametrize("name", ["WEB", None], ids=["one service", "all"])
+def test_the_fast_path_is_switched_off_and_on(
+    lab: Lab, daemon: Daemon, open_connections: list[Connections], name: str | None
+) -> None:
+    """IPVS is given what it would place elsewhere, and gives it back."""
+    more = {**HASHED, "real_servers": SERVERS}
+    daemon.configure({"WEB": more, "LEAST": LEAST}, fastpath="auto")
+    mark = daemon.mark()
+    daemon.ask(ReloadRequest())
+    soon(partial(daemon.lines, "table of", ":80 ", since=mark), "the flip", _FOLLOWED)
+    with Connections(lab, VIP, 80, 60) as later:
+        assert set(later.by_server) == set(SERVERS)
+        with talking([*open_connections, later]):
+            off = switch(daemon, on=False, service=name)
+        assert off.handed_over > 0
+        assert "WEB" not in off.forwards
+        forwarded = packets(daemon, "WEB")
+        assert not wrong([*open_connections, later])
+        assert packets(daemon, "WEB") == forwarded
+        assert len(remembered(lab, 80)) >= 60
+        assert "WEB" in switch(daemon, on=True, service=name).forwards
+        assert not wrong([*open_connections, later])
+        assert packets(daemon, "WEB") > forwarded
+    daemon.configure({"WEB": HASHED, "LEAST": LEAST}, fastpath="auto")
+    daemon.ask(ReloadRequest())
+
+
+def test_a_server_that_fails_takes_only_its_own(
+    daemon: Daemon, open_connections: list[Connections]
+) -> None:
+    """Its connections end at once, and those of the others go on."""
+    daemon.configure(
+        {
+            name: {**one, "real_servers": ["web2"]}
+            for name, one in (("WEB", HASHED), ("LEAST", LEAST))
+        },
+        fastpath="auto",
+    )
+    mark = daemon.mark()
+    daemon.ask(ReloadRequest())
+    soon(partial(daemon.lines, "table of", ":80 ", since=mark), "the flip", 1.0)
+    for each in open_connections:
+        broken = each.wrong()
+        assert len(broken) == each.by_server["web1"]
+        assert all("web1" in line for line in broken)
+        each.drop("web1")
+    daemon.configure({"WEB": HASHED, "LEAST": LEAST}, fastpath="auto")
+    daemon.ask(ReloadRequest())
