@@ -128,7 +128,7 @@ class Daemon:
                 self._retry_timer.cancel()
             await director.announcer.close()
         if director.withdrawn:
-            await self.fastpath.end("withdrawn")
+            await self.fastpath.end("withdrawn", hand_over=False)
         log.info("stopped: %s", "all withdrawn" if director.withdrawn else "IPVS and VIPs stay")
 
     async def reload(self) -> None:

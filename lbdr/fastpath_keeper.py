@@ -7,36 +7,30 @@ after them. Whatever is wrong with it, IPVS goes on, with the same choices.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lbdr.control.protocol import FastPathResult
-from lbdr.datapath import ipvs_connections, ipvs_text, mh_check, namespace
+from lbdr.datapath import ipvs_connections, ipvs_text, mh_check
 from lbdr.datapath import routes as rtnetlink
-from lbdr.datapath.bpf_fs import mount_bpffs, on_bpffs
 from lbdr.datapath.bpf_links import device as device_name
 from lbdr.datapath.ipvs_connections import ConnectionTable
 from lbdr.datapath.ipvs_sync import Flow, FlowState, hand_over
-from lbdr.datapath.ipvs_text import Scheduled
 from lbdr.datapath.neighbours import Neighbours
-from lbdr.datapath.neighbours import Path as Way
-from lbdr.datapath.routes import Link
-from lbdr.datapath.xdp import FastPath, KnownFlow, Member, WantedService
+from lbdr.datapath.xdp import FastPath, KnownFlow, WantedService
 from lbdr.datapath.xdp_attach import Attachment, Attachments
-from lbdr.datapath.xdp_layout import SCHEMA, Capacity, FastServer, Place, Reason, ServiceFlag
-from lbdr.datapath.xdp_programs import DirectorPrograms, prepare
+from lbdr.datapath.xdp_layout import Capacity, Reason, ServiceFlag
 from lbdr.director import Director
 from lbdr.errors import KernelError, LbdrError
 from lbdr.fastpath import Mh, chosen, is_table
+from lbdr.fastpath_pins import is_there, open_pinned, remove
 from lbdr.fastpath_status import FastCounts, with_fast_path
+from lbdr.fastpath_wanted import place_of, wanted_service
 from lbdr.maglev import DEFAULT_INDEX
-from lbdr.model import Address, FastPathUse, Protocol, Service, ServiceKey, VirtualAddress
+from lbdr.model import FastPathUse, Service, ServiceKey
 from lbdr.status import FastPathDevice, FastPathDirector, Status
 
 log = logging.getLogger(__name__)
@@ -44,10 +38,6 @@ log = logging.getLogger(__name__)
 _SWEEP = 5.0  # seconds between looks at records, and at neighbours that nothing else keeps fresh
 _RECORDING = 5.0  # seconds in which connections without a record are noticed before a hand-over
 _SETTLED = 0.05  # changes come in numbers
-_MOST_TAGS = 2
-_NOWHERE = Place(0, "00:00:00:00:00:00")
-_UNREACHED = FastServer(_NOWHERE, None)
-_TIMEOUTS = {Protocol.TCP: 840, Protocol.UDP: 280}  # ticks: IPVS's 15 and 5 minutes
 
 
 @dataclass(slots=True)
@@ -117,7 +107,7 @@ class FastPathKeeper:
                 group.create_task(self._watch_neighbours())
                 group.create_task(self._follow())
         finally:
-            self._open.close()
+            self.close()
 
     async def _follow(self) -> None:
         director = self._director
@@ -156,7 +146,9 @@ class FastPathKeeper:
     async def _refresh(self) -> None:
         director = self._director
         configuration = director.loaded.configuration
-        if director.withdrawn or configuration.director.fastpath is FastPathUse.OFF:
+        if director.withdrawn:
+            return  # it is ended once the VIPs are gone
+        if configuration.director.fastpath is FastPathUse.OFF:
             await self.end("`fastpath: off` in the file")
             return
         desired = director.desired().services
@@ -199,7 +191,9 @@ class FastPathKeeper:
         links = await rtnetlink.links()
         vips = {vip.address: vip for vip in self._director.held()}
         return {
-            key: _wanted(key, services[key], scheduled, ways, _place(vips.get(key.address), links))
+            key: wanted_service(
+                key, services[key], scheduled, ways, place_of(vips.get(key.address), links)
+            )
             for key, scheduled in there.items()
         }
 
@@ -320,47 +314,37 @@ class FastPathKeeper:
                 log.warning("no native XDP, tc ingress serves: %s", device.reason)
 
     async def _start(self) -> FastPath:
-        root = self._director.paths.bpf
-        parent = root.parent
-        if not on_bpffs(root):
-            if not parent.is_dir():
-                raise KernelError(f"{parent} is not there", hint="mount -t bpf bpf /sys/fs/bpf")
-            mount_bpffs(parent)
-        with ExitStack() as stack:
-            directory = prepare(root / str(namespace.namespace_id()))
-            stack.enter_context(_alone_in(directory))
-            capacity = Capacity(index=self._index)
-            programs, adopted = await asyncio.to_thread(DirectorPrograms.open, directory, capacity)
-            stack.enter_context(programs)
-            fast = FastPath(programs)
-            self._open = stack.pop_all()
+        capacity = Capacity(index=self._index)
+        fast, adopted, self._open = await open_pinned(self._director.paths, capacity)
         log.info("fast path: %s", "adopted" if adopted else "programs loaded")
         return fast
 
-    async def end(self, reason: str) -> None:
+    async def end(self, reason: str, *, hand_over: bool = True) -> None:
         """Leave everything to IPVS, also what an earlier process left.
 
         Args:
             reason: told in status.
+            hand_over: give IPVS the connections that it would place elsewhere.
 
         Raises:
             KernelError, PrivilegeError: something cannot be detached.
         """
         if self.state.reason == reason:
             return
-        root = self._director.paths.bpf / str(namespace.namespace_id())
-        if self.fast is None and not (root / f"v{SCHEMA}").is_dir():
-            self.state = FastPathState(reason=reason)
-            return
-        fast = self.fast = self.fast or await self._start()
-        await self._hand_over(fast.keys)
-        await Attachments(fast.programs).remove(await rtnetlink.links())
-        await self._neighbours.forget()
-        fast.programs.remove()
-        self.fast = self._attachments = None
-        self._open.close()
+        paths = self._director.paths
+        if hand_over and is_there(paths):
+            self.fast = self.fast or await self._start()
+            await self._hand_over(self.fast.keys)
+        if self.fast is not None or is_there(paths):
+            log.info("fast path: ends, IPVS forwards: %s", reason)
+            self.close()
+            await remove(paths)
         self.state = FastPathState(reason=reason)
-        log.info("fast path: ended, IPVS forwards: %s", reason)
+
+    def close(self) -> None:
+        """Let go of the programs and maps; what is pinned goes on."""
+        self._open.close()
+        self.fast = self._attachments = None
 
 
 def _words(reasons: Mapping[Reason, int]) -> dict[str, int]:
@@ -378,62 +362,3 @@ async def _compare_mh() -> tuple[Mh, int]:
         log.error("mh services run on IPVS alone: %s", verdict.reason)
         return Mh(reason=verdict.reason), verdict.index
     return Mh(verdict.versions), verdict.index
-
-
-@contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Lock the pins: two daemons of one namespace would write each other's maps."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise KernelError(f"another lbdr uses the fast path pinned in {directory}") from None
-    finally:
-        os.close(descriptor)
-
-
-def _place(vip: VirtualAddress | None, links: Mapping[int, Link]) -> Place | None:
-    """Where frames of a VIP come in; None where this host does not have it."""
-    by_name = {link.name: link for link in links.values()}
-    link = by_name.get(vip.interface) if vip is not None else None
-    if link is None or not link.mac:
-        return None
-    mac, tags = link.mac, list[tuple[int, int]]()
-    while link.tag is not None and link.lower is not None and len(tags) < _MOST_TAGS:
-        tags.append(link.tag)
-        lower = links.get(link.lower)
-        if lower is None:
-            return None  # in another namespace
-        link = lower
-    return None if link.tag is not None else Place(link.index, mac, tuple(reversed(tags)))
-
-
-def _wanted(
-    key: ServiceKey,
-    service: Service,
-    scheduled: Sequence[Scheduled],
-    ways: Mapping[Address, Way | None],
-    place: Place | None,
-) -> WantedService:
-    """A service as IPVS has it, with the ways to its real servers."""
-    flags = ServiceFlag(0) if place is None else ServiceFlag.ACTIVE
-    if not is_table(service):
-        flags |= ServiceFlag.LEARNED
-    elif "mh-port" in service.flags:
-        flags |= ServiceFlag.MH_PORT
-    if key.port == 0:
-        flags |= ServiceFlag.PORTS
-    members = tuple(
-        Member(server.address, server.weight, _reach(ways.get(server.address)))
-        for server in scheduled
-    )
-    timeout = _TIMEOUTS[key.protocol]
-    return WantedService(place or _NOWHERE, flags, members, timeout)
-
-
-def _reach(way: Way | None) -> FastServer:
-    if way is None or not (way.source_mac or way.local):
-        return _UNREACHED
-    out = Place(way.ifindex, way.source_mac or _NOWHERE.mac, way.vlans)
-    return FastServer(out, way.mac, way.mtu, local=way.local)

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from lbdr import __version__
+from lbdr import __version__, fastpath_pins
 from lbdr.config.host import host_problems
 from lbdr.config.load import Loaded, load
 from lbdr.datapath import namespace
 from lbdr.datapath.kernel import Kernel
 from lbdr.desired import expand
+from lbdr.director import Director
 from lbdr.errors import ConfigError
+from lbdr.fastpath_keeper import FastPathKeeper
 from lbdr.model import DesiredState, HostNetwork
 from lbdr.paths import Paths, exclusive
 from lbdr.plan import Plan
@@ -83,7 +85,22 @@ async def apply(paths: Paths, *, adopt: bool = False) -> Report:
     """
     with exclusive(paths, who="apply"):
         async with _session(paths) as session:
-            return await session.reconciler.reconcile(session.desired(), adopt=adopt)
+            report = await session.reconciler.reconcile(session.desired(), adopt=adopt)
+            if fastpath_pins.is_there(paths):  # a daemon left it, and nobody else would follow
+                await _follow(paths, session)
+            return report
+
+
+async def _follow(paths: Paths, session: _Session) -> None:
+    """Bring the fast path after IPVS, once."""
+    kernel = session.reconciler.kernel
+    network = await kernel.addresses.observe()
+    director = Director(paths, kernel, session.reconciler, session.loaded, network)
+    keeper = FastPathKeeper(director)
+    try:
+        await keeper.follow()
+    finally:
+        keeper.close()
 
 
 async def withdraw(paths: Paths) -> Report:
@@ -96,7 +113,9 @@ async def withdraw(paths: Paths) -> Report:
         store = StateStore(paths.state, namespace.identity())
         state = store.load()
         async with await Kernel.open() as kernel:
-            return await Reconciler(kernel, store, state).reconcile(DesiredState())
+            report = await Reconciler(kernel, store, state).reconcile(DesiredState())
+        await fastpath_pins.remove(paths)
+        return report
 
 
 async def status(paths: Paths) -> Status:

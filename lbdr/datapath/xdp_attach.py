@@ -78,7 +78,7 @@ class Attachments:
             found.append(self._attach_xdp(ifindex))
         for ifindex in sorted(outgoing):
             await self._attach_tc(self._programs.learn, ifindex, tc.Direction.EGRESS)
-        for ifindex, pin in list(self._pins()):
+        for ifindex, pin in list(_links(self._programs.directory)):
             if ifindex not in incoming:
                 bpf.unpin(pin)
                 log.info("detached XDP from %s", device(ifindex))
@@ -87,30 +87,6 @@ class Attachments:
                 log.info("detached from tc %s of %s", direction.word, device(ifindex))
         self._filters = wanted
         return found
-
-    async def remove(self, devices: Iterable[int]) -> None:
-        """Detach everything from devices, XDP first: tc ingress has the packets until it goes.
-
-        Args:
-            devices: indexes of all that may have a filter of lbdr's.
-
-        Raises:
-            KernelError, PrivilegeError: something cannot be detached.
-        """
-        for ifindex, pin in list(self._pins()):
-            bpf.unpin(pin)
-            log.info("detached XDP from %s", device(ifindex))
-        for ifindex in sorted(devices):
-            for direction in tc.Direction:
-                await tc.detach(ifindex, direction)
-
-    def xdp_devices(self) -> set[int]:
-        """The indexes of the devices with a pinned XDP link."""
-        return {ifindex for ifindex, _ in self._pins()}
-
-    def _pins(self) -> Iterator[tuple[int, Path]]:
-        for pin in self._programs.directory.glob(f"{_PREFIX}*"):
-            yield int(pin.name.removeprefix(_PREFIX)), pin
 
     async def _attach_tc(self, program: Program, ifindex: int, direction: tc.Direction) -> None:
         if await tc.attached(ifindex, direction) == program.info().id:
@@ -171,3 +147,36 @@ async def _filters(devices: Iterable[int]) -> set[tuple[int, tc.Direction]]:
         for direction in tc.Direction
         if await tc.attached(ifindex, direction) is not None
     }
+
+
+async def remove(directory: Path, devices: Iterable[int]) -> None:
+    """Detach all that is pinned in a directory, and take the pins away: maps and programs go.
+
+    XDP first: tc ingress has the packets until it goes, and then IPVS.
+
+    Args:
+        directory: of the pins.
+        devices: indexes of all that may have a filter of lbdr's.
+
+    Raises:
+        KernelError, PrivilegeError: something cannot be detached.
+    """
+    for ifindex, pin in list(_links(directory)):
+        bpf.unpin(pin)
+        log.info("detached XDP from %s", device(ifindex))
+    for ifindex in sorted(devices):
+        for direction in tc.Direction:
+            if await tc.detach(ifindex, direction):
+                log.info("detached from tc %s of %s", direction.word, device(ifindex))
+    _forget(directory)
+
+
+def _forget(directory: Path) -> None:
+    for pin in sorted(directory.iterdir()):
+        bpf.unpin(pin)
+    directory.rmdir()
+
+
+def _links(directory: Path) -> Iterator[tuple[int, Path]]:
+    for pin in directory.glob(f"{_PREFIX}*"):
+        yield int(pin.name.removeprefix(_PREFIX)), pin

@@ -111,16 +111,6 @@ class DirectorPrograms:
             program.close()
         self.maps.close()
 
-    def remove(self) -> None:
-        """Take all pins away; what is attached by them detaches, and maps are forgotten.
-
-        Raises:
-            PrivilegeError, KernelError: a pin cannot be removed.
-        """
-        for path in sorted(self.directory.iterdir()):
-            bpf.unpin(path)
-        self.directory.rmdir()
-
 
 def prepare(root: Path) -> Path:
     """Make the directory of the pins, and return it: who opens a pin may write the map.

@@ -52,6 +52,7 @@ ONE = State(
     ),
     role=Role.STANDBY,
     weights={("WEB", "rs1"): 0},
+    fastpath_off=frozenset({"WEB"}),
 )
 TWO = replace(ONE, role=Role.ACTIVE)
 
@@ -88,6 +89,7 @@ def test_the_file_is_for_people_to_read(store: StateStore) -> None:
         "timeouts": None,
         "role": "standby",
         "weights": [{"virtual_service": "WEB", "real_server": "rs1", "weight": 0}],
+        "fastpath_off": ["WEB"],
     }
 
 
