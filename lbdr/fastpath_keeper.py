@@ -112,8 +112,9 @@ class FastPathKeeper:
     async def _follow(self) -> None:
         director = self._director
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._wait())
+            with suppress(TimeoutError):  # wait_for of Python 3.11 can lose a cancellation
+                async with asyncio.timeout(self._wait()):
+                    await self._changed.wait()
             self._changed.clear()
             try:
                 async with self._following:

@@ -226,7 +226,8 @@ def release(slots: Sequence[int], elsewhere: Container[int]) -> array[int]:
     """Slots that are tracked no longer than they must be; nothing is anticipated any more.
 
     No record that points elsewhere can be written to a slot whose current server is the old one, so
-    what was swept a moment ago is still true.
+    what was swept a moment ago is still true. To one that was just settled it could be until then:
+    `settle`, and release by the next sweep.
 
     Args:
         slots: words, as they are.

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from netlab import HOSTS, INTERFACE, Lab
 
-from lbdr.control.protocol import FastPathRequest, FastPathResult, ReloadRequest
+from lbdr.control.protocol import FastPathRequest, FastPathResult, ReloadRequest, WithdrawRequest
 from lbdr.datapath import bpf_netlink, ipvs_connections
 from lbdr.datapath.bpf_links import Link
 from lbdr.datapath.bpf_programs import Program
 from lbdr.datapath.bpf_wire import AttachPoint, ProgramKind, Verdict, XdpFlag
 from lbdr.datapath.ipvs_connections import Connection
+from lbdr.datapath.xdp_maps import DirectorMaps
 from lbdr.status import VirtualServiceStatus
 from tests.bpf_programs import returns
 from tests.kernel.daemons import VIP, WEB, Daemon, soon
@@ -157,6 +158,21 @@ def test_a_daemon_that_is_killed(
     assert xdp(lab) == programs
 
 
+def test_programs_of_another_version_are_exchanged_in_place(
+    lab: Lab, daemon: Daemon, open_connections: list[Connections]
+) -> None:
+    """The records and flows stay, and no packet goes without a program."""
+    programs = xdp(lab)
+    daemon.kill()
+    with DirectorMaps.open(link_pin(lab, daemon).parent) as maps:
+        maps.set_version(1)
+    daemon.start()
+    soon(lambda: forwards(daemon), "loaded", _COMPILING)
+    assert daemon.lines("replaced the XDP program")
+    assert xdp(lab) != programs
+    assert not wrong(open_connections)
+
+
 def test_servers_that_come_drain_and_go(
     daemon: Daemon, open_connections: list[Connections]
 ) -> None:
@@ -229,3 +245,15 @@ def test_a_server_that_fails_takes_only_its_own(
         each.drop("web1")
     daemon.configure({"WEB": HASHED, "LEAST": LEAST}, fastpath="auto")
     daemon.ask(ReloadRequest())
+
+
+def test_a_withdrawal_leaves_nothing_attached(lab: Lab, daemon: Daemon) -> None:
+    """The last one: the daemon ends with it."""
+    directory = link_pin(lab, daemon).parent
+    daemon.ask(WithdrawRequest())
+    daemon.wait()
+    assert not xdp(lab)
+    for direction in ("ingress", "egress"):
+        command = ["tc", "filter", "show", "dev", INTERFACE, direction]
+        assert not lab.run("director", command).stdout
+    assert not directory.exists()
