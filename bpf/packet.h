@@ -52,7 +52,7 @@ _Static_assert(sizeof(struct packet) == 80, "xdp_layout.PACKET_SIZE");
 #define ODD_QUOTED 8   /* the flow is that of the packet which an ICMP error quotes */
 #define ODD_MARTIAN 16 /* from an address that no packet may come from */
 
-/* Of l3 and l4, whose distance from IP's alignment is whole words: strict kernels want to see it. */
+/* Of l3 and l4, which are whole words away from IP's alignment: strict kernels want to see it. */
 #define FURTHEST 124
 
 static __always_inline void *start_of(context *ctx)

@@ -19,9 +19,21 @@ static __always_inline void decrease_ttl(struct ipv4 *ip)
 
 #ifdef DIRECTOR_TC
 
+/* Whether a packet fits; a large one is cut up later, and its pieces are to fit. */
 static __always_inline int fits(context *ctx, struct packet *p, u32 mtu)
 {
-	return p->length <= mtu || ctx->gso_size; /* a large one is cut up later */
+	u32 headers = p->l4 - p->l3 + 8;
+
+	if (!ctx->gso_size)
+		return p->length <= mtu;
+	if (p->protocol == IPPROTO_TCP) {
+		struct tcp_start *tcp = l4_of(ctx, p);
+
+		if ((void *)(tcp + 1) > end_of(ctx))
+			return 0;
+		headers = p->l4 - p->l3 + (tcp->offset >> 4) * 4;
+	}
+	return headers + ctx->gso_size <= mtu;
 }
 
 static __always_inline int exchange_tags(context *ctx, struct packet *p, struct server *server)

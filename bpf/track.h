@@ -155,7 +155,7 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 				found->state = RECORD_CONFIRMED;
 		}
 		if (is_alive(server)) {
-			if (is_quoted || found->state == RECORD_CLOSING)
+			if (is_quoted)
 				return server;
 			if (found->state == RECORD_UNCONFIRMED) /* the packet is not its own */
 				return server;
@@ -168,8 +168,11 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 	}
 	if (!is_alive(old))
 		return current;
-	if (!is_tcp && (s32)(service->udp_until - tick) <= 0)
-		return current;
+	if (!is_tcp && (s32)(service->udp_until - tick) <= 0) {
+		if (!anticipate || current == NOBODY)
+			return current;
+		old = current; /* it will be another's, and then this one is to be known */
+	}
 	if (is_quoted || found || flags & (TCP_FIN | TCP_RST))
 		return old;
 	if (!is_tcp || decision >> 32 & SERVICE_SETTLING) {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import struct
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +30,14 @@ from tests.bpf_programs import private_bpffs
 
 OWN = "02:00:00:00:00:01"
 LO = 1
+_CLOCK_MONOTONIC_COARSE = 6
+_SKB_GSO_SIZE = 176  # in struct __sk_buff
 VIP_PLACE = Place(LO, OWN)
+
+
+def tick() -> int:
+    """The programs' clock (ktime_get_coarse_ns)."""
+    return time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE) >> layout.TICK_SHIFT
 
 
 def slot(
@@ -115,8 +124,9 @@ class World:
         self._claim(address)
 
     def _claim(self, address: Address) -> None:
-        self.addresses.add(address)
-        self.maps.write_vips(self.addresses)
+        if address not in self.addresses:
+            self.addresses.add(address)
+            self.maps.write_vips(self.addresses)
 
     def server(self, index: int, mac: str | None, vip: Place = VIP_PLACE, **fields: object) -> None:
         """Add a server; `fields` are FastServer's, on the VIP's place unless told otherwise."""
@@ -132,8 +142,9 @@ class World:
         """Take all away that was put in or counted, but for tables."""
         for index in self._used_services:
             self.maps.write_service(index, bytes(layout.SERVICE.size))
-            for reason in range(layout.REASONS):
-                self._zero("reasons", index * layout.REASONS + reason)
+            first, nothing = index * layout.REASONS, bytes(self.maps["reasons"].value_size)
+            places = range(first, first + layout.REASONS)
+            self.maps["reasons"].update_many({layout.U32.pack(one): nothing for one in places})
         for index in self._used_servers:
             self.maps.write_server(index, bytes(layout.SERVER.size))
             self._zero("served", index)
@@ -150,10 +161,16 @@ class World:
         one = self.maps[name]
         one.update(layout.U32.pack(index), bytes(one.value_size))
 
-    def run(self, engine: Engine, frame: bytes) -> Outcome:
-        """What an engine does with a frame that came in on lo."""
+    def run(self, engine: Engine, frame: bytes, *, piece: int = 0) -> Outcome:
+        """What an engine does with a frame that came in on lo.
+
+        Args:
+            engine: that is asked.
+            frame: from its Ethernet header on.
+            piece: bytes of payload in each piece into which tc's packet is cut later; 0 for none.
+        """
         if engine is Engine.TC:
-            result = self.run_tc(frame)
+            result = self.run_tc(frame, piece=piece)
             return Outcome(_OF_TC[result.returned], result.data, skb_mark(result.context))
         result = self.run_xdp(frame) if engine is Engine.XDP else self.run_director(frame)
         return Outcome(Verdict(result.returned), result.data)
@@ -172,10 +189,11 @@ class World:
         """The verdict of the XDP director alone, without the steady program before it."""
         return self.programs.director.test_run(frame, xdp_context(len(frame), ifindex=ifindex))
 
-    def run_tc(self, frame: bytes, *, ifindex: int = LO) -> RunResult:
+    def run_tc(self, frame: bytes, *, ifindex: int = LO, piece: int = 0) -> RunResult:
         """The verdict of tc ingress."""
-        context = skb_context(ifindex=ifindex, ingress_ifindex=ifindex)
-        return self.programs.tc.test_run(frame, context)
+        context = bytearray(skb_context(ifindex=ifindex, ingress_ifindex=ifindex))
+        struct.pack_into("=I", context, _SKB_GSO_SIZE, piece)
+        return self.programs.tc.test_run(frame, bytes(context))
 
     def reasons(self, service: int, *, tc: bool = False) -> dict[Reason, int]:
         """How often packets of a service were not forwarded, by reason; zeros left out."""
@@ -209,7 +227,7 @@ _HASHES = (
     "devices",
 )
 
-SMALL = Capacity(services=64, servers=64, tables=8, records=64, flows=1024, devices=8)
+SMALL = Capacity(services=64, servers=64, tables=16, records=64, flows=1024, devices=8)
 """Enough for a test, and quickly cleared."""
 
 
