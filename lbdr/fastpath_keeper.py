@@ -24,7 +24,7 @@ from lbdr.datapath.xdp import FastPath, KnownFlow, WantedService
 from lbdr.datapath.xdp_attach import Attachment, Attachments
 from lbdr.datapath.xdp_layout import Capacity, Reason, ServiceFlag
 from lbdr.director import Director
-from lbdr.errors import KernelError, LbdrError
+from lbdr.errors import KernelError, LbdrError, PrivilegeError
 from lbdr.fastpath import Mh, chosen, is_table
 from lbdr.fastpath_pins import is_there, open_pinned, remove
 from lbdr.fastpath_status import FastCounts, with_fast_path
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _SWEEP = 5.0  # seconds between looks at records, and at neighbours that nothing else keeps fresh
 _RECORDING = 5.0  # seconds in which connections without a record are noticed before a hand-over
+_TROUBLE = "fast path, IPVS forwards"
 _SETTLED = 0.05  # changes come in numbers
 
 
@@ -119,11 +120,19 @@ class FastPathKeeper:
             try:
                 async with self._following:
                     await self._refresh()
+            except PrivilegeError as error:  # who runs it so does without
+                self._forgo(str(error))
             except LbdrError as error:
                 self.state.reason = error.message
-                director.set_trouble("fast path, IPVS forwards", str(error))
+                director.set_trouble(_TROUBLE, str(error))
             else:
-                director.set_trouble("fast path, IPVS forwards", "")
+                director.set_trouble(_TROUBLE, "")
+
+    def _forgo(self, reason: str) -> None:
+        if self.state.reason != reason:
+            log.warning("no fast path, IPVS forwards: %s", reason)
+        self.state = FastPathState(reason=reason)
+        self._director.set_trouble(_TROUBLE, "")
 
     def _wait(self) -> float:
         """Seconds until the next pass that nothing else asks for."""

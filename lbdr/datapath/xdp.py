@@ -346,6 +346,8 @@ class FastPath:
                 service.made_of, service.due = made_of, None
                 return
             alive = {service.members[member.address].index for member in members}
+            if key.protocol is Protocol.UDP and _since(service.flipped) >= tracking.UDP_IDLE:
+                before = tracking.settle(before)  # flows since then are the current server's
             if not self._is_due(service, before, owners, alive, drained):
                 return
             service.flipped = tick()
@@ -371,7 +373,9 @@ class FastPath:
         its record: those of the last seconds before it are recorded.
         """
         now = time.monotonic()
-        mine = {word & tracking.CURRENT for word in before} - {layout.FALLBACK, layout.EMPTY}
+        mine = {word & tracking.CURRENT for word in before}
+        mine |= {word >> layout.OLD_SHIFT for word in before}
+        mine -= {layout.FALLBACK, layout.EMPTY}
         if all(server in alive for server in mine):
             if service.due is None:
                 service.due = now + tracking.ANTICIPATION
@@ -521,9 +525,12 @@ class FastPath:
         self.maps["records"].delete_many(swept.delete)
         for flow, value in swept.change.items():
             self.maps["records"].update(flow, value)
-        age = now - service.flipped & 0xFFFFFFFF if service.flipped is not None else 0
+        age = _since(service.flipped)
         if age >= idle:
-            slots = tracking.settle(slots)
+            # released in a later pass: a record that came since they were read is not among these
+            self.maps.write_table(line, tracking.settle(slots))
+            service.flipped, service.settling = now, False
+            return
         words = tracking.release(slots, swept.elsewhere)
         self.maps.write_table(line, words)
         service.settling = not udp and age >= tracking.SETTLE - tracking.SETTLING
@@ -554,6 +561,11 @@ class FastPath:
 
     def _keys(self, key: ServiceKey) -> Map:
         return self.maps[f"services{key.version}"]
+
+
+def _since(then: int | None) -> int:
+    """Ticks since then; 0 for never."""
+    return 0 if then is None else tick() - then & 0xFFFFFFFF
 
 
 def _service_key(key: ServiceKey) -> bytes:
