@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lbdr.datapath.host_facts import gather
@@ -48,7 +50,7 @@ def test_a_bond_brings_its_ports() -> None:
 def test_ipvs_its_table_and_its_sysctls() -> None:
     run("modprobe", "ip_vs")
     name = "net.ipv4.vs.conntrack"
-    run("sysctl", "-w", f"{name}=1")
+    Path("/proc/sys", *name.split(".")).write_text("1")
     facts = gather({}, {name: "0"})
     assert facts.ipvs is Ipvs.LOADED
     assert facts.sysctls[name] == "1"

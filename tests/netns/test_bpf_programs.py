@@ -1,11 +1,9 @@
-"""BPF programs on this machine's kernel: loaded, refused, run on packets, compiled by bcc."""
+"""BPF programs on this machine's kernel: loaded, refused, run on packets."""
 
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
-import platform
 import struct
 import subprocess
 import sys
@@ -35,7 +33,6 @@ from tests.bpf_programs import (
     returns_entry,
     returns_field,
 )
-from tests.guest import missing
 
 PROJECT = Path(__file__).parents[2]
 FRAME = bytes(12) + b"\x08\x00" + bytes(50)
@@ -190,73 +187,3 @@ def test_flags_that_the_kernel_does_not_know() -> None:
 def test_what_is_no_instruction(instructions: bytes) -> None:
     with pytest.raises(ValueError, match="no instructions"):
         xdp(instructions)
-
-
-# --- a program that bcc compiled in a child ------------------------------------------------------
-
-COMPILING = f"""
-import os, sys
-from pathlib import Path
-
-tree, pins = Path(sys.argv[1]), Path(sys.argv[2])
-types = '#include "/usr/include/linux/types.h"\\n' + "".join(
-    f"typedef __u{{bits}} u{{bits}}; typedef __s{{bits}} s{{bits}};\\n" for bits in (8, 16, 32, 64)
-) + "typedef unsigned long size_t, uintptr_t;\\n"
-files = {{
-    "linux/kconfig.h": "#define CONFIG_BPF_SYSCALL 1\\n", "linux/types.h": types,
-    "linux/log2.h": "", "asm/page.h": "", "uapi/linux/ptrace.h": "", "uapi/linux/bpf.h": "",
-}}
-for name in ("in", "ip", "ipv6", "if_ether", "if_packet", "tcp", "udp", "icmp", "icmpv6"):
-    files[f"uapi/linux/{{name}}.h"] = f'#include "/usr/include/linux/{{name}}.h"\\n'
-for name, text in files.items():
-    file = tree / "include" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-os.environ["BCC_KERNEL_SOURCE"] = str(tree)
-
-import bcc
-from lbdr.datapath.bpf_maps import Map
-from lbdr.datapath.bpf_programs import Program
-from lbdr.datapath.bpf_wire import F_XDP_HAS_FRAGS, AttachPoint, ProgramKind
-
-source = '''
-BPF_TABLE("percpu_array", u32, u64, hits, 2);
-int count(struct xdp_md *ctx) {{
-    u32 index = 1;
-    u64 *value = hits.lookup(&index);
-    if (value) (*value)++;
-    return XDP_TX;
-}}
-'''
-places = ["/usr/include", "/usr/include/{platform.machine()}-linux-gnu"]
-flags = ["-w"] + [word for place in places for word in ("-idirafter", place)]
-compiled = bcc.BPF(text=source, cflags=flags)
-program = Program.load(compiled.dump_func(b"count"), ProgramKind.XDP, name="count",
-                       attach=AttachPoint.XDP, flags=F_XDP_HAS_FRAGS)
-program.pin(pins / "count")
-Map(os.dup(compiled["hits"].map_fd), "name hits").pin(pins / "hits")
-"""
-
-
-def test_what_a_child_compiled_is_used_without_a_compiler(
-    pins: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    if importlib.util.find_spec("bcc") is None:
-        missing("python3-bpfcc is not installed")
-    tree = tmp_path_factory.mktemp("tree")
-    subprocess.run(
-        [sys.executable, "-c", COMPILING, str(tree), str(pins)],
-        env={"PYTHONPATH": str(PROJECT), "PATH": os.environ["PATH"]},
-        check=True,
-        timeout=60,
-    )
-    with (
-        Program.open(pins / "count", ProgramKind.XDP) as program,
-        Array.open(pins / "hits", 4, 8, 2, MapKind.PERCPU_ARRAY) as hits,
-    ):
-        assert program.map_ids() == (hits.info().id,)
-        assert program.test_run(FRAME, repeat=9).returned == Verdict.TX
-        value = hits.lookup(number(1))
-        assert value is not None
-        assert hits.totals(value) == (9,)
-        assert hits.totals(hits.lookup(number(0)) or b"") == (0,)

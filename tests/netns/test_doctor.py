@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -285,7 +284,7 @@ def test_the_command_changes_nothing_and_needs_no_daemon(lab: Lab, tmp_path: Pat
     looks = (
         ["ip", "-d", "addr"],
         ["ethtool", "-k", INTERFACE],
-        ["sysctl", "-a", "--pattern", "^net.ipv4.conf"],
+        ["grep", "-rs", "", "/proc/sys/net/ipv4/conf"],
     )
     before = [lab.run("director", look).stdout for look in looks]
     code, answer = doctor(lab, file)
@@ -309,17 +308,8 @@ def test_a_fault_is_exit_code_1(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_without_root_it_says_what_it_cannot_see(lab: Lab) -> None:
-    nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    can = subprocess.run(
-        [*nobody, sys.executable, "-c", "import lbdr.cli.doctor"],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd="/",
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-    )
-    if can.returncode:
-        missing(f"nobody cannot read this clone: {can.stderr.strip().splitlines()[-1]}")
+    # nobody else may be able to read this clone: root's user without a capability is as powerless
+    nobody = ("setpriv", "--bounding-set", "-all")
     with program("katran") as theirs, lab.entered("director"):
         link = Link.create(theirs, socket.if_nametoindex(INTERFACE))
         code, answer = doctor(lab, Path(PROJECT, "examples", "demo.yaml"), *nobody)
