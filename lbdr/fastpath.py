@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from lbdr.model import FastPathUse, Key, Protocol, Service, ServiceKey, VirtualService
 
-NO_REASON = ""
-
 
 @dataclass(frozen=True, slots=True)
 class Mh:
@@ -45,7 +43,7 @@ def unfit(service: Service, mh: Mh) -> str:
             return mh.reason or "this kernel's mh was not compared with lbdr's yet"
     elif service.one_packet:
         return "one_packet schedules every datagram anew"
-    return NO_REASON
+    return ""
 
 
 def is_table(service: Service) -> bool:

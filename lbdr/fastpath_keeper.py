@@ -9,26 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from lbdr.control.protocol import FastPathResult
-from lbdr.datapath import ipvs_connections, ipvs_text, mh_check
+from lbdr.datapath import ipvs_text, mh_check
 from lbdr.datapath import routes as rtnetlink
 from lbdr.datapath.bpf_links import device as device_name
-from lbdr.datapath.ipvs_connections import ConnectionTable
-from lbdr.datapath.ipvs_sync import Flow, FlowState, hand_over
 from lbdr.datapath.neighbours import Neighbours
-from lbdr.datapath.xdp import FastPath, KnownFlow, WantedService
+from lbdr.datapath.xdp import FastPath
 from lbdr.datapath.xdp_attach import Attachment, Attachments
 from lbdr.datapath.xdp_layout import Capacity, Reason, ServiceFlag
+from lbdr.datapath.xdp_wanted import KnownFlow, WantedService
 from lbdr.director import Director
 from lbdr.errors import KernelError, LbdrError, PrivilegeError
 from lbdr.fastpath import Mh, chosen, is_table
+from lbdr.fastpath_handover import give, held
 from lbdr.fastpath_pins import is_there, open_pinned, remove
 from lbdr.fastpath_status import FastCounts, with_fast_path
-from lbdr.fastpath_wanted import place_of, wanted_service
+from lbdr.fastpath_wanted import is_direct, place_of, wanted_service
 from lbdr.maglev import DEFAULT_INDEX
 from lbdr.model import FastPathUse, Service, ServiceKey
 from lbdr.status import FastPathDevice, FastPathDirector, Status
@@ -36,7 +36,6 @@ from lbdr.status import FastPathDevice, FastPathDirector, Status
 log = logging.getLogger(__name__)
 
 _SWEEP = 5.0  # seconds between looks at records, and at neighbours that nothing else keeps fresh
-_RECORDING = 5.0  # seconds in which connections without a record are noticed before a hand-over
 _TROUBLE = "fast path, IPVS forwards"
 _SETTLED = 0.05  # changes come in numbers
 
@@ -123,14 +122,15 @@ class FastPathKeeper:
             except PrivilegeError as error:  # who runs it so does without
                 self._forgo(str(error))
             except LbdrError as error:
-                self.state.reason = error.message
+                if self.fast is None:
+                    self.state = FastPathState(reason=error.message)
                 director.set_trouble(_TROUBLE, str(error))
             else:
                 director.set_trouble(_TROUBLE, "")
 
     def _forgo(self, reason: str) -> None:
         if self.state.reason != reason:
-            log.warning("no fast path, IPVS forwards: %s", reason)
+            log.info("no fast path, IPVS forwards: %s", reason)
         self.state = FastPathState(reason=reason)
         self._director.set_trouble(_TROUBLE, "")
 
@@ -173,9 +173,10 @@ class FastPathKeeper:
                 return
             self.fast = await self._start()
         wanted = await self._wanted(services)
-        await self._hand_over({key for key in self.fast.keys - wanted.keys() if key in desired})
-        held = await self._held(wanted.keys() - self.fast.keys)
-        self._put(self.fast, wanted, held, services, slow)
+        leaving = (self.fast.keys - wanted.keys()) & desired.keys()
+        self._handed_over += await give(self.fast, leaving)
+        coming = await held(wanted.keys() - self.fast.keys)
+        self._put(self.fast, wanted, coming, services, slow)
         if time.monotonic() - self._swept >= _SWEEP:
             await asyncio.to_thread(self.fast.sweep)
             self._swept = time.monotonic()
@@ -190,7 +191,9 @@ class FastPathKeeper:
         there = {
             key: found[1]
             for key, service in services.items()
-            if (found := table.get(key)) is not None and found[0] == service.scheduler
+            if (found := table.get(key)) is not None
+            and found[0] == service.scheduler
+            and is_direct(found[1])
         }
         rips = {server.address for scheduled in there.values() for server in scheduled}
         if rips == self._neighbours.kept:
@@ -200,64 +203,24 @@ class FastPathKeeper:
         ways = await self._neighbours.observe(rips)
         links = await rtnetlink.links()
         vips = {vip.address: vip for vip in self._director.held()}
+        timeouts = self._director.kernel.ipvs.timeouts()
         return {
             key: wanted_service(
-                key, services[key], scheduled, ways, place_of(vips.get(key.address), links)
+                key,
+                services[key],
+                scheduled,
+                ways,
+                place_of(vips.get(key.address), links),
+                timeouts=timeouts,
             )
             for key, scheduled in there.items()
         }
-
-    async def _hand_over(self, keys: Collection[ServiceKey]) -> None:
-        """Give IPVS the connections that it would send elsewhere, before the fast path leaves.
-
-        Connections that are older than a change of the table have no record: for a moment what they
-        send is recorded. One that says nothing meanwhile is IPVS's to place.
-        """
-        fast = self.fast
-        if fast is None:
-            return
-        old = [key for key in keys if fast.unknown_slots(key)]
-        for key in old:
-            fast.settle(key)
-        if old:
-            await asyncio.sleep(_RECORDING)
-        flows = [
-            Flow(
-                key.protocol,
-                known.client,
-                known.client_port,
-                key.address,
-                known.port,
-                known.server,
-                FlowState.CLOSING if known.closing else FlowState.ESTABLISHED,
-            )
-            for key in keys
-            for known in await asyncio.to_thread(fast.flows, key)
-        ]
-        if flows:
-            self._handed_over += await hand_over(flows)
-            log.info("fast path: IPVS was given %d connections", len(flows))
-
-    async def _held(self, keys: Collection[ServiceKey]) -> dict[ServiceKey, list[KnownFlow]]:
-        """The connections that IPVS has of services that are new to the fast path."""
-        held: dict[ServiceKey, list[KnownFlow]] = {}
-        if keys:
-            table = await asyncio.to_thread(_connections)
-            for one in table.connections:
-                if one.protocol is None or one.template:
-                    continue
-                key = ServiceKey(one.protocol, one.virtual, one.virtual_port)
-                if key in keys:
-                    held.setdefault(key, []).append(
-                        KnownFlow(one.client, one.client_port, one.virtual_port, one.server)
-                    )
-        return held
 
     def _put(
         self,
         fast: FastPath,
         wanted: Mapping[ServiceKey, WantedService],
-        held: Mapping[ServiceKey, Sequence[KnownFlow]],
+        coming: Mapping[ServiceKey, Sequence[KnownFlow]],
         services: Mapping[ServiceKey, Service],
         slow: dict[str, str],
     ) -> None:
@@ -266,7 +229,7 @@ class FastPathKeeper:
             fast.drop(key)
         for key, service in wanted.items():
             try:
-                fast.put(key, service, held.get(key, ()))
+                fast.put(key, service, coming.get(key, ()))
             except KernelError as error:
                 slow[services[key].name] = error.message
                 if key in fast.keys:
@@ -280,7 +243,7 @@ class FastPathKeeper:
                 continue
             incoming.add(service.vip.ifindex)
             if ServiceFlag.LEARNED in service.flags:
-                outgoing |= {member.reach.out.ifindex for member in service.members}
+                outgoing |= {server.reach.out.ifindex for server in service.real_servers}
         if self._attachments is None:
             self._attachments = Attachments(fast.programs)
         every = await rtnetlink.links()
@@ -291,7 +254,7 @@ class FastPathKeeper:
     def status(self, status: Status) -> Status:
         """A status with what the fast path does."""
         fast, state = self.fast, self.state
-        if fast is None or state.reason:
+        if fast is None or state.reason:  # a first pass has yet to end
             off = FastPathDirector(reason=state.reason)
             return with_fast_path(status, off, {}, state.slow)
         # what XDP passed up, tc ingress sees again, and what it leaves is IPVS's
@@ -344,7 +307,7 @@ class FastPathKeeper:
         paths = self._director.paths
         if hand_over and is_there(paths):
             self.fast = self.fast or await self._start()
-            await self._hand_over(self.fast.keys)
+            self._handed_over += await give(self.fast, self.fast.keys)
         if self.fast is not None or is_there(paths):
             log.info("fast path: ends, IPVS forwards: %s", reason)
             self.close()
@@ -359,10 +322,6 @@ class FastPathKeeper:
 
 def _words(reasons: Mapping[Reason, int]) -> dict[str, int]:
     return {reason.name.lower(): count for reason, count in reasons.items()}
-
-
-def _connections() -> ConnectionTable:
-    return ipvs_connections.parse(ipvs_connections.read())
 
 
 async def _compare_mh() -> tuple[Mh, int]:

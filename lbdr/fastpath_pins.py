@@ -49,8 +49,9 @@ async def open_pinned(paths: Paths, capacity: Capacity) -> tuple[FastPath, bool,
         stack.enter_context(_alone_in(directory))
         programs, adopted = await asyncio.to_thread(DirectorPrograms.open, directory, capacity)
         stack.enter_context(programs)
-        return FastPath(programs), adopted, stack.pop_all()
-    raise AssertionError  # the stack swallows nothing
+        fast = FastPath(programs)
+        kept = stack.pop_all()
+    return fast, adopted, kept
 
 
 async def remove(paths: Paths) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lbdr.datapath.egress import Path as Way
+from lbdr.datapath.egress import descend
 from lbdr.datapath.ipvs_text import Scheduled
-from lbdr.datapath.neighbours import Path as Way
-from lbdr.datapath.routes import Link
-from lbdr.datapath.xdp import Member, WantedService
+from lbdr.datapath.routes_wire import Link
 from lbdr.datapath.xdp_layout import FastServer, Place, ServiceFlag
+from lbdr.datapath.xdp_wanted import WantedServer, WantedService
 from lbdr.fastpath import is_table
-from lbdr.model import Address, Protocol, Service, ServiceKey, VirtualAddress
+from lbdr.model import Address, Protocol, Service, ServiceKey, Timeouts, VirtualAddress
+from lbdr.tracking import ticks
 
-_MOST_TAGS = 2
 _NOWHERE = Place(0, "00:00:00:00:00:00")
 _UNREACHED = FastServer(_NOWHERE, None)
-_TIMEOUTS = {Protocol.TCP: 840, Protocol.UDP: 280}  # ticks: IPVS's 15 and 5 minutes
+_MARGIN = 2  # ticks by which lbdr takes a flow for forgotten before IPVS forgets it
+_DIRECT = frozenset({"Route", "Local"})
 
 
 def place_of(vip: VirtualAddress | None, links: Mapping[int, Link]) -> Place | None:
@@ -24,14 +26,9 @@ def place_of(vip: VirtualAddress | None, links: Mapping[int, Link]) -> Place | N
     link = by_name.get(vip.interface) if vip is not None else None
     if link is None or not link.mac:
         return None
-    mac, tags = link.mac, list[tuple[int, int]]()
-    while link.tag is not None and link.lower is not None and len(tags) < _MOST_TAGS:
-        tags.append(link.tag)
-        lower = links.get(link.lower)
-        if lower is None:
-            return None  # in another namespace
-        link = lower
-    return None if link.tag is not None else Place(link.index, mac, tuple(reversed(tags)))
+    device, vlans = descend(link, links)
+    # further down is another namespace, or a third tag
+    return None if device.tag is not None else Place(device.index, link.mac, vlans)
 
 
 def wanted_service(
@@ -40,8 +37,19 @@ def wanted_service(
     scheduled: Sequence[Scheduled],
     ways: Mapping[Address, Way | None],
     place: Place | None,
+    *,
+    timeouts: Timeouts,
 ) -> WantedService:
-    """A service as IPVS has it, with the ways to its real servers."""
+    """A service as IPVS has it, with the ways to its real servers.
+
+    Args:
+        key: of the service.
+        service: as it is to be.
+        scheduled: its real servers as IPVS has them.
+        ways: to them.
+        place: of the VIP; None where this host does not have it.
+        timeouts: IPVS's.
+    """
     flags = ServiceFlag(0) if place is None else ServiceFlag.ACTIVE
     if not is_table(service):
         flags |= ServiceFlag.LEARNED
@@ -49,12 +57,18 @@ def wanted_service(
         flags |= ServiceFlag.MH_PORT
     if key.port == 0:
         flags |= ServiceFlag.PORTS
-    members = tuple(
-        Member(server.address, server.weight, _reach(ways.get(server.address)))
+    real_servers = tuple(
+        WantedServer(server.address, server.weight, _reach(ways.get(server.address)))
         for server in scheduled
     )
-    timeout = _TIMEOUTS[key.protocol]
-    return WantedService(place or _NOWHERE, flags, members, timeout)
+    seconds = timeouts.udp if key.protocol is Protocol.UDP else timeouts.tcp
+    timeout = max(0, ticks(seconds) - _MARGIN)
+    return WantedService(place or _NOWHERE, flags, real_servers, timeout)
+
+
+def is_direct(scheduled: Sequence[Scheduled]) -> bool:
+    """Whether all real servers that IPVS has of a service are reached by Direct Routing."""
+    return all(server.method in _DIRECT for server in scheduled)
 
 
 def _reach(way: Way | None) -> FastServer:

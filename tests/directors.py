@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import io
 import json
 import socket
-import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +24,7 @@ from netlab import INTERFACE
 
 from lbdr import oneshot
 from lbdr.cli.main import lbdr
+from lbdr.datapath import namespace
 from lbdr.paths import Paths
 from lbdr.plan import Plan
 from lbdr.report import Report
@@ -33,8 +32,6 @@ from lbdr.status import Status
 
 LBDR = Path(__file__).parents[1] / ".venv" / "bin" / "lbdr"
 _CLONE_NEWNET = 0x40000000
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP = 0x1
 _SYSCTLS = (
     "net/ipv4/vs",
     *(f"net/ipv{version}/conf/{name}" for version in (4, 6) for name in ("all", INTERFACE)),
@@ -225,11 +222,9 @@ def fresh_namespace() -> Iterator[None]:
     name: it is gone when nothing is in it any more.
     """
     with Path("/proc/thread-self/ns/net").open() as before:
-        if _libc.unshare(_CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "unshare")
+        namespace.enter_new()
         try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-                fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+            namespace.set_lo_up()
             yield
         finally:
             if _libc.setns(before.fileno(), _CLONE_NEWNET):

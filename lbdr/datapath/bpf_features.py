@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import threading
 from dataclasses import dataclass
 
+from lbdr.datapath import namespace
 from lbdr.datapath.bpf_links import Link
 from lbdr.datapath.bpf_programs import Program
 from lbdr.datapath.bpf_wire import F_XDP_HAS_FRAGS, AttachPoint, ProgramKind, XdpFlag
-from lbdr.errors import KernelError, LbdrError, PrivilegeError
+from lbdr.errors import KernelError, LbdrError
 
-_CLONE_NEWNET = 0x40000000
 _PASS = bytes.fromhex("b7000000020000009500000000000000")  # r0 = 2; exit
 _NEXT = bytes.fromhex("b7000000ffffffff9500000000000000")  # r0 = TC_ACT_UNSPEC; exit
 _LO = 1  # index of lo in every namespace
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +57,7 @@ def probe() -> Features:
 
 
 def _probe() -> Features:
-    if _libc.unshare(_CLONE_NEWNET):
-        number = ctypes.get_errno()
-        if number == errno.EPERM:
-            raise PrivilegeError("unshare --net: not permitted", hint="run as root (CAP_SYS_ADMIN)")
-        raise KernelError("unshare --net", errno=number)
+    namespace.enter_new()
     with Program.load(_PASS, ProgramKind.XDP, name="lbdr_probe", attach=AttachPoint.XDP) as program:
         xdp_link = _attaches(program, AttachPoint.XDP)
     with Program.load(_NEXT, ProgramKind.SCHED_CLS, name="lbdr_probe") as program:

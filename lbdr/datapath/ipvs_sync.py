@@ -4,8 +4,7 @@ IPVS takes entries of its connection table from nobody but another director's sy
 that director: a dummy interface that no frame leaves, IPVS's backup daemon listening on it, and the
 messages that a master would send. Interface and daemon are there for the hand-over only.
 
-Sources: net/netfilter/ipvs/ip_vs_sync.c (version 1 of the protocol; ip_vs_proc_conn for what a
-message does), include/net/ip_vs.h (states), include/uapi/linux/ip_vs.h (flags).
+Source: net/netfilter/ipvs/ip_vs_sync.c.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +27,17 @@ from pyroute2.netlink.generic import AsyncGenericNetlinkSocket
 from pyroute2.netlink.generic import ipvs as uapi
 
 from lbdr.datapath import ipvs_connections as table
+from lbdr.datapath.ipvs_sync_wire import MTU, SYNC_ID, Flow, encode
 from lbdr.errors import KernelError, PrivilegeError
-from lbdr.model import Address, Protocol
 
 INTERFACE = "lbdr-sync"
-SYNC_ID = 219
-"""Ours, so that the daemon takes only what we send; 0 would take everything."""
 
 _GROUP, _PORT = "224.0.0.81", 8848
-_MTU = 1500  # a dummy interface's; the daemon's buffer is that long
-_PAYLOAD = _MTU - 20 - 8
-_VERSION = 1
-_TYPE_IPV4, _TYPE_IPV6 = 0, 1
-_FLAG_DR, _FLAG_INACTIVE = 0x0003, 0x0100
-_MESSAGE = struct.Struct("!BBHBBH")
-_FLOW = struct.Struct("!BBHIHHHHII")
-
 _STATE_BACKUP = 2
 _START = f"ipvsadm --start-daemon backup --mcast-interface {INTERFACE} --syncid {SYNC_ID}"
 _MIXED = "real servers of another IP version than their services forbid it: remove those first"
 _STOP = "ipvsadm --stop-daemon backup"
-_ADD_LINK = f"ip link add {INTERFACE} mtu {_MTU} up type dummy"
+_ADD_LINK = f"ip link add {INTERFACE} mtu {MTU} up type dummy"
 _DELETE_LINK = f"ip link delete {INTERFACE}"
 
 _WINDOW = 32  # messages under way: 74 KB of a socket's buffer, which is 208 KB by default
@@ -60,105 +47,6 @@ _QUEUE_SECONDS = 1.0
 _SILENT_SECONDS = 5.0
 _ANSWER = 10.0  # seconds; the kernel answers within the call, so this is a lost answer
 _TURN = 32  # pages of the table between two turns of the event loop
-
-
-class FlowState(StrEnum):
-    """Where a flow is in its life; UDP has one state only."""
-
-    OPENING = "opening"
-    ESTABLISHED = "established"
-    CLOSING = "closing"
-
-
-_STATES = {  # IP_VS_TCP_S_*, IP_VS_UDP_S_*, IP_VS_SCTP_S_*
-    Protocol.TCP: {FlowState.OPENING: 3, FlowState.ESTABLISHED: 1, FlowState.CLOSING: 4},
-    Protocol.UDP: {FlowState.OPENING: 0, FlowState.ESTABLISHED: 0, FlowState.CLOSING: 0},
-    Protocol.SCTP: {FlowState.OPENING: 2, FlowState.ESTABLISHED: 8, FlowState.CLOSING: 9},
-}
-_ACTIVE = {  # which count as active connections of a real server (tcp_state_active_table)
-    Protocol.TCP: {FlowState.OPENING, FlowState.ESTABLISHED},
-    Protocol.UDP: set[FlowState](),
-    Protocol.SCTP: {FlowState.ESTABLISHED},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """A client's connection and the real server that it stays with, by direct routing.
-
-    Args:
-        protocol: of the service.
-        client: the client.
-        client_port: 1 to 65535.
-        virtual: the VIP.
-        virtual_port: the port that the client talks to; the real server's is the same in DR.
-        server: the RIP.
-        state: where the flow is in its life.
-        timeout: seconds until it goes, if no packet comes; 0 for IPVS's own.
-        fwmark: the service's firewall mark; 0 where it has none.
-    """
-
-    protocol: Protocol
-    client: Address
-    client_port: int
-    virtual: Address
-    virtual_port: int
-    server: Address
-    state: FlowState = FlowState.ESTABLISHED
-    timeout: int = 0
-    fwmark: int = 0
-
-    def __post_init__(self) -> None:
-        versions = {self.client.version, self.virtual.version, self.server.version}
-        if len(versions) > 1 or not self.client_port:  # the kernel would take it for another one
-            raise ValueError(f"no flow of direct routing: {self}")
-
-
-def encode(flows: Sequence[Flow], *, replacing: bool = False) -> list[bytes]:
-    """Messages that give flows to a backup daemon, each fit for one frame.
-
-    Args:
-        flows: in any order; IPv4 and IPv6 may be mixed.
-        replacing: also where IPVS has a flow at another server. It takes an inactive entry for the
-            end of one that was replaced already, and ignores it: so all are sent as active ones,
-            and UDP counts among a real server's active connections.
-    """
-    messages: list[bytes] = []
-    parts: list[bytes] = []
-    length = _MESSAGE.size
-    for flow in flows:
-        part = _encode(flow, active=replacing or flow.state in _ACTIVE[flow.protocol])
-        if length + len(part) > _PAYLOAD:
-            messages.append(_message(parts, length))
-            parts, length = [], _MESSAGE.size
-        parts.append(part)
-        length += len(part)
-    if parts:
-        messages.append(_message(parts, length))
-    return messages
-
-
-def _message(parts: list[bytes], length: int) -> bytes:
-    return _MESSAGE.pack(0, SYNC_ID, length, len(parts), _VERSION, 0) + b"".join(parts)
-
-
-def _encode(flow: Flow, *, active: bool) -> bytes:
-    addresses = flow.client.packed + flow.virtual.packed + flow.server.packed
-    return (
-        _FLOW.pack(
-            _TYPE_IPV4 if flow.virtual.version == 4 else _TYPE_IPV6,
-            flow.protocol.number,
-            _FLOW.size + len(addresses),  # the upper four bits are a version, 0
-            _FLAG_DR if active else _FLAG_DR | _FLAG_INACTIVE,
-            _STATES[flow.protocol][flow.state],
-            flow.client_port,
-            flow.virtual_port,
-            flow.virtual_port,
-            flow.fwmark,
-            flow.timeout,
-        )
-        + addresses
-    )
 
 
 async def hand_over(
@@ -392,7 +280,7 @@ def _occupied(running: tuple[str, int]) -> KernelError:
 async def _interface(route: Any) -> AsyncIterator[int]:
     """The dummy interface; its index."""
     with _asking(_ADD_LINK):
-        await route.link("add", ifname=INTERFACE, kind="dummy", mtu=_MTU)
+        await route.link("add", ifname=INTERFACE, kind="dummy", mtu=MTU)
     try:
         with _asking(_ADD_LINK):
             (index,) = await route.link_lookup(ifname=INTERFACE)

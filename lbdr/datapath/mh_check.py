@@ -6,17 +6,15 @@ this host itself sends (NF_INET_LOCAL_OUT), within the system call, so there is 
 No real server can be reached there, so each datagram ends where it was scheduled; its connection
 stays, and names the server.
 
-Source: net/netfilter/ipvs/ip_vs_core.c (ip_vs_schedule), ip_vs_conn.c (ip_vs_conn_seq_show);
-net/ipv4/raw.c and net/ipv6/raw.c (raw_send_hdrinc, rawv6_send_hdrinc).
+Source: net/netfilter/ipvs/ip_vs_core.c (ip_vs_schedule); net/ipv4/raw.c and
+net/ipv6/raw.c (raw_send_hdrinc, rawv6_send_hdrinc).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
-import fcntl
 import gzip
 import os
 import re
@@ -30,18 +28,15 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from lbdr.datapath import ipvs_connections, namespace
 from lbdr.datapath.ipvs import Ipvs
-from lbdr.errors import KernelError, LbdrError, PrivilegeError
+from lbdr.errors import KernelError, LbdrError
 from lbdr.maglev import DEFAULT_INDEX, TABLE_SIZES, MaglevServer, MaglevTable
 from lbdr.model import Address, Protocol, RealServer, Service, ServiceKey, endpoint, family
 from lbdr.operations import AddRealServer, AddService, IpvsOperation, SetRealServer
 
-_CLONE_NEWNET = 0x40000000
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP = 0x1
 _SETTING = re.compile(rb"^CONFIG_IP_VS_MH_TAB_INDEX=([0-9]+)$", re.MULTILINE)
 _INDEXES = range(8, 8 + len(TABLE_SIZES))
-_CONNECTIONS = Path("/proc/thread-self/net/ip_vs_conn")
 
 _VIPS: Mapping[int, Address] = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
 _RIPS: Mapping[int, Address] = {4: ip_address("198.51.100.10"), 6: ip_address("2001:db8::10")}
@@ -57,8 +52,6 @@ _CLIENTS = 64  # of each service
 _GOLDEN = 0x9E3779B97F4A7C15F39CC0605CEDC835  # 2^128 over the golden ratio: spreads evenly
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH)  # not built in; disabled
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MhOutcome(StrEnum):
@@ -216,21 +209,12 @@ def _is_drained(address: Address) -> bool:
 def _ask() -> list[_Case]:
     """What IPVS chooses, in a new namespace for this thread."""
     try:
-        _enter_namespace()
+        namespace.enter_new()
+        namespace.set_lo_up()
         with _open_ipvs() as ipvs:
             return [*_ask_version(ipvs, 4), *_ask_version(ipvs, 6)]
     except OSError as error:
         raise KernelError("a datagram to IPVS", errno=error.errno or 0) from error
-
-
-def _enter_namespace() -> None:
-    if _libc.unshare(_CLONE_NEWNET):
-        number = ctypes.get_errno()
-        if number == errno.EPERM:
-            raise PrivilegeError("unshare --net: not permitted", hint="run as root (CAP_SYS_ADMIN)")
-        raise KernelError("unshare --net", errno=number)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
 
 
 def _open_ipvs() -> Ipvs:
@@ -324,19 +308,8 @@ def connections() -> dict[ServiceKey, dict[tuple[Address, int], Address]]:
         KernelError: IPVS is not loaded, or its text is not understood.
     """
     found: dict[ServiceKey, dict[tuple[Address, int], Address]] = {}
-    try:
-        for line in _CONNECTIONS.read_text().splitlines()[1:]:
-            protocol, client, port, vip, vport, server, *_ = line.split()
-            if protocol == "UDP":
-                key = ServiceKey(Protocol.UDP, _address(vip), int(vport, 16))
-                found.setdefault(key, {})[_address(client), int(port, 16)] = _address(server)
-    except OSError as error:
-        raise KernelError("cat /proc/net/ip_vs_conn", errno=error.errno or 0) from error
-    except ValueError as error:
-        raise KernelError(f"cat /proc/net/ip_vs_conn: not understood: {error}") from error
+    for each in ipvs_connections.parse(ipvs_connections.read()).connections:
+        if each.protocol is Protocol.UDP:
+            key = ServiceKey(Protocol.UDP, each.virtual, each.virtual_port)
+            found.setdefault(key, {})[each.client, each.client_port] = each.server
     return found
-
-
-def _address(text: str) -> Address:
-    """Hexadecimal for IPv4, IPv6 as ever, with or without brackets."""
-    return ip_address(text.strip("[]")) if ":" in text else IPv4Address(int(text, 16))

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import logging
 import os
 import socket
-from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any
 
 from pyroute2.netlink.rtnl import (
     RTM_DELLINK,
@@ -34,16 +32,15 @@ from pyroute2.netlink.rtnl import (
 )
 
 from lbdr.datapath import routes as rtnetlink
-from lbdr.datapath.notices import messages
-from lbdr.datapath.routes import Link, Neighbour, NeighbourKey, Request, Route
+from lbdr.datapath import routes_wire as wire
+from lbdr.datapath.egress import Index, Path, next_hop, path
+from lbdr.datapath.notices import messages, open_notices
+from lbdr.datapath.routes_wire import Link, Neighbour, NeighbourKey, Request, Route
 from lbdr.errors import KernelError, LbdrError, PrivilegeError
 from lbdr.model import Address
 
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 log = logging.getLogger(__name__)
 
-_MOST_TAGS = 2
 _RTMGRP_NEXTHOP = 1 << 31  # RTNLGRP_NEXTHOP, which pyroute2 0.9.7 does not know
 _GROUPS = (
     RTMGRP_NEIGH
@@ -54,34 +51,8 @@ _GROUPS = (
     | RTMGRP_IPV6_RULE
     | _RTMGRP_NEXTHOP
 )
-_BUFFER = 1 << 20
 # The entry, or its device, came or went since the tables were read: the notice of that follows.
 _OVERTAKEN = frozenset({errno.EEXIST, errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENETDOWN})
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """The way to a real server from this host.
-
-    Args:
-        ifindex: of the device below any VLAN devices, which takes frames with their tags. A bridge,
-            bond or macvlan is such a device.
-        mtu: bytes of an IP packet: the egress device's, or the route's where that is smaller.
-        source_mac: of the egress device (the VLAN device's own, if there is one); empty where that
-            is not Ethernet.
-        vlans: TPID and VLAN ID of each tag, outermost first; at most two.
-        mac: of the next hop; None while the kernel does not know it, and where no frame can be
-            written in advance: the address is local, a device is in the way that encapsulates or
-            is not Ethernet, or there are more than two tags.
-        local: the address is this host's own: a director that is itself a real server.
-    """
-
-    ifindex: int
-    mtu: int
-    source_mac: str
-    vlans: tuple[tuple[int, int], ...]
-    mac: str | None
-    local: bool
 
 
 class PathSubject(StrEnum):
@@ -170,7 +141,7 @@ class Neighbours:
             self._learn(found, links)
             needed = {key for key in self._kept.values() if key is not None}
             unneeded = [key for key, entry in entries.items() if entry.ours and key not in needed]
-            await _apply([rtnetlink.delete(key, _name(key, links)) for key in unneeded])
+            await _apply([wire.delete(key, _name(key, links)) for key in unneeded])
             missing = [
                 key
                 for key in sorted(needed, key=_order)
@@ -195,7 +166,7 @@ class Neighbours:
         """
         while True:
             try:
-                with _open_notices() as notices:
+                with open_notices(_GROUPS) as notices:
                     links = await rtnetlink.links()
                     macs: dict[NeighbourKey, str | None] = {}
                     yield PathChange(PathSubject.RESYNC, self._index.everything)
@@ -209,7 +180,7 @@ class Neighbours:
 
     def _learn(self, found: Mapping[Address, Route | None], links: Mapping[int, Link]) -> None:
         """Note whose notices matter to kept addresses."""
-        known = {address: _next_hop(route, links) for address, route in found.items()}
+        known = {address: next_hop(route, links) for address, route in found.items()}
         self._kept |= {address: key for address, key in known.items() if address in self._kept}
         self._index = Index(self._kept)
 
@@ -222,18 +193,18 @@ class Neighbours:
         """Have the kernel resolve neighbours: managed, or once."""
         # what another daemon marked as its own is not made lbdr's
         others = {key for key in missing if key in entries and entries[key].protocol}
-        others -= {key for key in others if entries[key].protocol == rtnetlink.OWNER}
+        others -= {key for key in others if entries[key].protocol == wire.OWNER}
         free = [key for key in missing if key not in others]
         if self._managed is None and free:
             self._managed = await _try_managed(
                 free[0], _name(free[0], links), there=free[0] in entries
             )
             log.debug("managed neighbour entries: %s", "yes" if self._managed else "no")
-        requests = [rtnetlink.use(key, _name(key, links)) for key in missing if key in others]
+        requests = [wire.use(key, _name(key, links)) for key in missing if key in others]
         for key in free:
             name = _name(key, links)
-            managed = rtnetlink.manage(key, name, there=key in entries)
-            requests.append(managed if self._managed else rtnetlink.use(key, name))
+            managed = wire.manage(key, name, there=key in entries)
+            requests.append(managed if self._managed else wire.use(key, name))
         await _apply(requests)
 
     def _translate(
@@ -251,14 +222,14 @@ class Neighbours:
         """
         kind = message["header"]["type"]
         if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-            entry = rtnetlink.neighbour_of(message)
+            entry = wire.neighbour_of(message)
             gone = kind == RTM_DELNEIGH
             return None if entry is None else self._of_neighbour(entry, macs, gone=gone)
         if kind in (RTM_NEWLINK, RTM_DELLINK):
             if message["family"] != socket.AF_UNSPEC:  # a bridge's, of its ports
                 return None
             index = message["index"]
-            link = None if kind == RTM_DELLINK else rtnetlink.link_of(message)
+            link = None if kind == RTM_DELLINK else wire.link_of(message)
             if links.get(index) == link:
                 return None
             links.pop(index, None)
@@ -266,7 +237,7 @@ class Neighbours:
                 links[index] = link
             return PathChange(PathSubject.LINK, self._index.everything)
         if kind in (RTM_NEWROUTE, RTM_DELROUTE):
-            return PathChange(PathSubject.ROUTE, self._index.inside(destination(message)))
+            return PathChange(PathSubject.ROUTE, self._index.inside(wire.destination(message)))
         return PathChange(PathSubject.ROUTE, self._index.everything)  # a rule, or a next hop object
 
     def _of_neighbour(
@@ -279,85 +250,6 @@ class Neighbours:
         macs[entry.key] = mac = None if gone else entry.mac
         # a deleted one is told also where it had no MAC: it is to be kept again
         return PathChange(PathSubject.NEIGHBOUR, addresses) if gone or mac != known else None
-
-
-def path(
-    route: Route | None,
-    links: Mapping[int, Link],
-    entries: Mapping[NeighbourKey, Neighbour],
-) -> Path | None:
-    """The way that a route describes; None without a route, or when its device is gone.
-
-    Args:
-        route: the kernel's choice.
-        links: by index.
-        entries: neighbours by device and address.
-    """
-    egress = links.get(route.ifindex) if route is not None else None
-    if route is None or egress is None:
-        return None
-    below, tags = egress, list[tuple[int, int]]()
-    while below.tag and below.lower is not None and len(tags) < _MOST_TAGS:
-        lower = links.get(below.lower)
-        if lower is None:
-            break
-        tags.append(below.tag)
-        below = lower
-    entry = entries.get((route.ifindex, route.next_hop))
-    writable = egress.mac and route.plain and not route.local and below.tag is None
-    return Path(
-        ifindex=below.index,
-        mtu=min(egress.mtu, route.mtu or egress.mtu),
-        source_mac=egress.mac,
-        vlans=tuple(reversed(tags)),
-        mac=entry.mac if entry is not None and writable else None,
-        local=route.local,
-    )
-
-
-class Index:
-    """Finds kept addresses by what a notice names; 1,000 of them cost a notice no search.
-
-    Args:
-        kept: device and next hop of each address, None where it has none that is resolved.
-    """
-
-    def __init__(self, kept: Mapping[Address, NeighbourKey | None]) -> None:
-        self.everything = frozenset(kept)
-        self._behind: dict[NeighbourKey, set[Address]] = {}
-        for address, key in kept.items():
-            if key is not None:
-                self._behind.setdefault(key, set()).add(address)
-        self._ordered = {
-            version: sorted((each for each in kept if each.version == version), key=int)
-            for version in (4, 6)
-        }
-
-    def behind(self, key: NeighbourKey) -> frozenset[Address]:
-        """The addresses whose packets go to a neighbour."""
-        return frozenset(self._behind.get(key, ()))
-
-    def inside(self, network: Network) -> frozenset[Address]:
-        """The addresses that belong to a network."""
-        ordered = self._ordered[network.version]
-        start = bisect_left(ordered, int(network.network_address), key=int)
-        stop = bisect_right(ordered, int(network.broadcast_address), key=int)
-        return frozenset(ordered[start:stop])
-
-
-def destination(message: Any) -> Network:
-    """The network that a route message is about."""
-    anywhere = "::" if message["family"] == socket.AF_INET6 else "0.0.0.0"  # noqa: S104
-    address = message.get_attr("RTA_DST") or anywhere
-    return ipaddress.ip_network(f"{address}/{message['dst_len']}", strict=False)
-
-
-def _next_hop(route: Route | None, links: Mapping[int, Link]) -> NeighbourKey | None:
-    """The neighbour that a route needs resolved."""
-    if route is None or route.local or not route.plain:
-        return None
-    link = links.get(route.ifindex)
-    return (link.index, route.next_hop) if link is not None and link.resolves else None
 
 
 def _name(key: NeighbourKey, links: Mapping[int, Link]) -> str:
@@ -391,7 +283,7 @@ def _refused(request: Request, number: int) -> LbdrError:
 
 async def _try_managed(key: NeighbourKey, name: str, *, there: bool) -> bool | None:
     """Whether the kernel manages an entry when told to; None where the entry is gone again."""
-    request = rtnetlink.manage(key, name, there=there)
+    request = wire.manage(key, name, there=there)
     (answer,) = await rtnetlink.ask([request])
     if answer.errno in (errno.EINVAL, errno.EOPNOTSUPP):
         return False
@@ -400,14 +292,3 @@ async def _try_managed(key: NeighbourKey, name: str, *, there: bool) -> bool | N
     # a kernel that does not know the flag ignores it
     entry = (await rtnetlink.neighbours()).get(key)
     return entry.managed if entry is not None and not answer.errno else None
-
-
-def _open_notices() -> socket.socket:
-    notices = socket.socket(
-        socket.AF_NETLINK,
-        socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-        socket.NETLINK_ROUTE,
-    )
-    notices.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-    notices.bind((0, _GROUPS))
-    return notices

@@ -24,6 +24,9 @@ from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from lbdr.model import InterfaceAddress
 
+LINKS_AND_ADDRESSES = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
+"""Groups of notices that `translate` understands."""
+
 # IFF_UP, IFF_LOWER_UP (carrier), and IFF_RUNNING, which follows the carrier by a moment: only then
 # frames pass
 _IFF_READY = 0x1 | 0x10000 | 0x40
@@ -75,15 +78,19 @@ def interface_address(message: Any) -> InterfaceAddress | None:
     return ipaddress.ip_interface(f"{address}/{message['prefixlen']}")
 
 
-def open_notices() -> socket.socket:
-    """A socket that the kernel reports changes on from now on."""
+def open_notices(groups: int = LINKS_AND_ADDRESSES) -> socket.socket:
+    """A socket that the kernel reports changes on from now on.
+
+    Args:
+        groups: RTMGRP_*, together.
+    """
     notices = socket.socket(
         socket.AF_NETLINK,
         socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
         NETLINK_ROUTE,
     )
     notices.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-    notices.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
+    notices.bind((0, groups))
     return notices
 
 

@@ -119,8 +119,8 @@ RECORD = struct.Struct("=HHIII")
 PORT_RANGE = struct.Struct("=HHI")
 PACKET_SIZE = 80
 # For lbdr alone: which place a real server of a service has, and its last weight that was not 0.
-MEMBER_KEY = struct.Struct("=II16s")  # service, IP version, address
-MEMBER = struct.Struct("=II")
+PLACED_KEY = struct.Struct("=II16s")  # service, IP version, address
+PLACED = struct.Struct("=II")
 GUARD = struct.Struct("=II")
 ABOUT = struct.Struct("=8IQ")  # schema, and Capacity
 U32 = struct.Struct("=I")
@@ -221,7 +221,7 @@ def map_specs(capacity: Capacity) -> dict[str, MapSpec]:
         "flows4": MapSpec(MapKind.LRU_HASH, FLOW4.size, LEARNED.size, capacity.flows),
         "flows": MapSpec(MapKind.LRU_HASH, FLOW.size, LEARNED.size, capacity.flows),
         "macs": MapSpec(hashed, SERVER_KEY.size, 4, servers),
-        "members": MapSpec(hashed, MEMBER_KEY.size, MEMBER.size, servers),
+        "places": MapSpec(hashed, PLACED_KEY.size, PLACED.size, servers),
         "guard": MapSpec(MapKind.PERCPU_ARRAY, 4, GUARD.size, 1),
         "packet": MapSpec(MapKind.PERCPU_ARRAY, 4, PACKET_SIZE, 1),
         "leaving": MapSpec(MapKind.PERCPU_ARRAY, 4, PACKET_SIZE, 1),

@@ -13,6 +13,7 @@ import os
 import struct
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -26,7 +27,11 @@ from lbdr.datapath.bpf_programs import Program, VerifierError
 from lbdr.datapath.bpf_wire import F_XDP_HAS_FRAGS, AttachPoint, ProgramKind
 from lbdr.errors import KernelError, LbdrError
 
-SOURCES = Path(__file__).parents[2] / "bpf"
+_CLONE = Path(__file__).parents[2] / "bpf"
+_INSTALLED = Path(sysconfig.get_path("data")) / "share" / "lbdr" / "bpf"
+SOURCES = _CLONE if _CLONE.is_dir() else _INSTALLED
+"""Where the programs' sources are: of a clone, or as pip installed them."""
+
 _FUNCTION = b"lbdr_director"
 _LONGEST = 60.0  # seconds; an emulated machine takes 25
 _SHOWN = 30  # lines of what the compiler said
@@ -133,7 +138,7 @@ def load(job: Job) -> None:
             text=True,
             check=False,
             timeout=_LONGEST,
-            cwd=SOURCES.parent,
+            cwd="/",  # clang leaves it, and what is beside it is no module
         )
     except subprocess.TimeoutExpired as error:
         raise KernelError(
@@ -236,6 +241,7 @@ def _needs_alignment() -> bool:
     return False
 
 
+# bcc adds headers of its own, and those warn
 _COMMON = [f"-I{SOURCES}", "-Wno-everything"]
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ class DirectorMaps:
         array = self.array("vips")
         words = layout.vip_words(addresses)
         before = array.read_range(0, layout.VIP_WORDS)
-        both = bytes(one | other for one, other in zip(words, before, strict=True))
-        array.write_range(0, both)
+        both = int.from_bytes(words, "little") | int.from_bytes(before, "little")
+        array.write_range(0, both.to_bytes(len(words), "little"))
         array.write_range(0, words)
 
     # --- writing what programs read ------------------------------------------------------------

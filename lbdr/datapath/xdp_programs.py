@@ -20,7 +20,7 @@ from lbdr.datapath.bpf_programs import Program
 from lbdr.datapath.bpf_wire import ProgramKind
 from lbdr.datapath.xdp_layout import Capacity
 from lbdr.datapath.xdp_maps import DirectorMaps
-from lbdr.errors import KernelError
+from lbdr.errors import KernelError, PrivilegeError
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ _KINDS = {
     "learn": ProgramKind.SCHED_CLS,
 }
 _RECORDS_PER_TICK = 20_000
+_FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EROFS)  # a service without rights sees the last
 
 
 class DirectorPrograms:
@@ -127,6 +128,10 @@ def prepare(root: Path) -> Path:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in _FORBIDDEN:
+            raise PrivilegeError(
+                f"mkdir {directory}: {error.strerror}", hint=f"run as root, who may write {root}"
+            ) from error
         raise bpf.refused(f"mkdir {directory}", error.errno or 0) from error
     owner = directory.stat()
     if owner.st_uid != os.geteuid() or owner.st_mode & 0o077:

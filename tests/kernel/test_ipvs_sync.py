@@ -15,7 +15,8 @@ import pytest
 from netlab import INTERFACE, Lab, wait_for
 
 from lbdr.datapath import ipvs_connections, ipvs_sync
-from lbdr.datapath.ipvs_sync import Flow, FlowState, hand_over
+from lbdr.datapath.ipvs_sync import hand_over
+from lbdr.datapath.ipvs_sync_wire import Flow, FlowState
 from lbdr.errors import KernelError
 from lbdr.model import Address, Protocol
 from tests.directors import add_ethernet, ip, ipvsadm, run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import threading
 from collections.abc import Iterator
@@ -14,16 +13,14 @@ import pytest
 from netlab import wait_for
 
 from lbdr import maglev
-from lbdr.datapath import mh_check
+from lbdr.datapath import mh_check, namespace
 from lbdr.datapath.ipvs import Ipvs
 from lbdr.datapath.mh_check import MhOutcome, probe
 from lbdr.errors import KernelError
 from lbdr.model import family
 from tests.directors import ipvsadm, rules, run
 
-_CLONE_NEWNET = 0x40000000
 _LIMIT = Path("/proc/sys/user/max_net_namespaces")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def namespaces() -> int:
@@ -33,7 +30,7 @@ def namespaces() -> int:
         for limit in range(1, 1000):
             _LIMIT.write_text(str(limit))
             with ThreadPoolExecutor(1) as thread:
-                if thread.submit(_libc.unshare, _CLONE_NEWNET).result() == 0:
+                if thread.submit(namespace.enter_new).exception() is None:
                     return limit - 1
     finally:
         _LIMIT.write_text(before)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from ipaddress import ip_address
 from pathlib import Path as File
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from netlab import INTERFACE, Lab, wait_for
 
-from lbdr.datapath import neighbours, routes
-from lbdr.datapath.neighbours import Neighbours, Path, PathChange, PathSubject
+from lbdr.datapath import notices, routes_wire
+from lbdr.datapath.egress import Path
+from lbdr.datapath.neighbours import Neighbours, PathChange, PathSubject
 from lbdr.model import Address
-
-T = TypeVar("T")
+from tests.neighbours import index_of, keep, observe, on_director, resolved, table
 
 NOBODY: Address = ip_address("10.77.0.99")
 BEHIND: Address = ip_address("192.0.2.7")
@@ -27,55 +26,10 @@ BEHIND6: Address = ip_address("2001:db8::7")
 OTHER_MAC = "02:77:00:00:00:ee"
 
 
-def on_director(lab: Lab, work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in the director's namespace."""
-    with lab.entered("director"):
-        return asyncio.run(asyncio.wait_for(work, 30))
-
-
-def index_of(lab: Lab, name: str) -> int:
-    """The index of one of the director's devices."""
-    text = lab.run("director", ["ip", "-json", "link", "show", "dev", name]).stdout
-    index: int = json.loads(text)[0]["ifindex"]
-    return index
-
-
-def table(lab: Lab) -> dict[str, str]:
-    """The director's neighbour entries, as ip(8) tells them, by address."""
-    text = lab.run("director", ["ip", "-details", "neigh", "show", "nud", "all"]).stdout
-    return {line.split()[0]: line for line in text.splitlines()}
-
-
 def speak(lab: Lab, address: Address) -> None:
     """Send a packet from the director, for which the kernel asks for the neighbour."""
     with lab.entered("director"), socket.socket(type=socket.SOCK_DGRAM) as sender:
         sender.sendto(b"x", (str(address), 9))
-
-
-def observe(lab: Lab, *addresses: Address) -> dict[Address, Path | None]:
-    """What the director finds now."""
-    return on_director(lab, Neighbours().observe(addresses))
-
-
-async def resolved(kept: Neighbours, *addresses: Address) -> dict[Address, Path]:
-    """The paths to addresses, once each has a MAC."""
-    while True:
-        found = await kept.observe(addresses)
-        paths = {address: path for address, path in found.items() if path and path.mac}
-        if len(paths) == len(addresses):
-            return paths
-        await asyncio.sleep(0.01)
-
-
-def keep(lab: Lab, *addresses: Address, wait: bool = True) -> dict[Address, Path]:
-    """Keep addresses on the director; their paths, resolved."""
-
-    async def work() -> dict[Address, Path]:
-        kept = Neighbours()
-        await kept.keep(addresses)
-        return await resolved(kept, *addresses) if wait else {}
-
-    return on_director(lab, work())
 
 
 @contextlib.asynccontextmanager
@@ -110,7 +64,7 @@ def test_servers_on_the_link_are_resolved(lab: Lab) -> None:
         expected = Path(index, 1500, lab["director"].mac, (), server.mac, local=False)
         assert paths[address] == expected
         assert "managed" in table(lab)[str(address)]
-        assert f"proto {routes.OWNER}" in table(lab)[str(address)]
+        assert f"proto {routes_wire.OWNER}" in table(lab)[str(address)]
 
 
 def test_an_unresolved_server_has_no_mac(lab: Lab) -> None:
@@ -165,42 +119,6 @@ def test_a_gateways_neighbour_is_used(lab: Lab) -> None:
     assert [path.mac for path in paths.values()] == [web1.mac, web1.mac, web2.mac]
     assert {str(web1.ipv4), str(web1.ipv6), str(web2.ipv6)} <= set(table(lab))
     assert not {str(BEHIND), str(BEHIND6), str(second)} & set(table(lab))
-
-
-def test_vlan_devices_are_descended(lab: Lab) -> None:
-    """One tag, two tags with a MAC and MTU of the VLAN device's own, and three: too many."""
-    if (
-        "Unknown device type"
-        in lab.run(
-            "director",
-            ["ip", "link", "add", "link", INTERFACE, "name", "try", "type", "vlan", "id", "1"],
-            check=False,
-        ).stderr
-    ):
-        pytest.skip("this kernel has no VLAN devices (8021q); user-mode-linux has")
-    for host, last, mac in (("director", 1, "02:77:00:00:01:01"), ("web1", 2, OTHER_MAC)):
-        lab.ip(
-            host,
-            f"link add link {INTERFACE} name one up type vlan id 7",
-            f"link add link {INTERFACE} name outer up type vlan protocol 802.1ad id 100",
-            f"link add link outer name two address {mac} mtu 1400 up type vlan id 200",
-            "link add link two name three up type vlan id 300",
-            f"address add 10.78.1.{last}/24 dev one",
-            f"address add 10.78.2.{last}/24 dev two",
-            f"address add 10.78.3.{last}/24 dev three",
-        )
-    one, two, three = (ip_address(f"10.78.{number}.2") for number in (1, 2, 3))
-    paths = keep(lab, one, two)
-    own, server = lab["director"], lab["web1"]
-    index = index_of(lab, INTERFACE)
-    assert paths[one] == Path(index, 1500, own.mac, ((0x8100, 7),), server.mac, local=False)
-    tags = ((0x88A8, 100), (0x8100, 200))
-    assert paths[two] == Path(index, 1400, "02:77:00:00:01:01", tags, OTHER_MAC, local=False)
-    keep(lab, three, wait=False)
-    wait_for(lambda: "lladdr" in table(lab)[str(three)], "an entry behind three tags")
-    path = observe(lab, three)[three]
-    assert path is not None
-    assert path.mac is None
 
 
 @pytest.mark.parametrize("device", ["macvlan", "bridge"])
@@ -408,7 +326,7 @@ def test_a_kernel_without_managed_entries_is_asked_to_use_them(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ignores the flag that it does not know; the caller refreshes, and others' stay."""
-    monkeypatch.setattr(routes, "NTF_EXT_MANAGED", 0)
+    monkeypatch.setattr(routes_wire, "NTF_EXT_MANAGED", 0)
     web1, web2 = lab["web1"], lab["web2"]
     static = ip_address("10.77.0.201")
     lab.ip("director", f"neigh add {static} lladdr {OTHER_MAC} dev {INTERFACE} nud permanent")
@@ -434,7 +352,7 @@ def test_lost_notices_are_told_and_later_ones_arrive(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel drops notices when nobody reads them."""
-    monkeypatch.setattr(neighbours, "_BUFFER", 1)
+    monkeypatch.setattr(notices, "_BUFFER", 1)
     many = [f"route add 198.51.100.{number} dev {INTERFACE}" for number in range(1, 101)]
 
     async def work() -> None:

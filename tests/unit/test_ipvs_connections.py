@@ -94,6 +94,7 @@ def test_a_table_without_connections(text: bytes) -> None:
         b"    ",
         b"what is this",
         b"TCP",
+        b"UDP what",
         b"TCP 0A640000 03E8",
         b"TCP 0A640000 03E8 0A4D000A 0050 0A4D0015 0050 ESTABLISHED",
         b"TCP 0A640000 03E8 0A4D000A 0050 0A4D0015 0050 ESTABLISHED soon",

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbdr.datapath.neighbours import Index, Path, path
-from lbdr.datapath.routes import Link, Neighbour, Route
+from lbdr.datapath.egress import Index, Path, path
+from lbdr.datapath.routes_wire import Link, Neighbour, Route
 from lbdr.model import Address
 
 SERVER = ip_address("10.0.0.21")

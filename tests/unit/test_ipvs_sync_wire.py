@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from lbdr.datapath.ipvs_sync import Flow, FlowState, encode
+from lbdr.datapath.ipvs_sync_wire import Flow, FlowState, encode
 from lbdr.model import Protocol
 
 FLOW = Flow(

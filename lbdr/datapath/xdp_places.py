@@ -1,0 +1,188 @@
+"""Which places of the maps services, real servers and tables have, and which are free.
+
+The maps themselves are the memory: a process that starts reads back what the one before it left.
+A place is free again only when nothing names it any more, no record and no flow.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+from lbdr.datapath import xdp_layout as layout
+from lbdr.datapath.xdp_layout import ServiceFlag
+from lbdr.datapath.xdp_maps import DirectorMaps
+from lbdr.errors import KernelError
+from lbdr.maglev import table_size
+from lbdr.model import Address, Protocol, ServiceKey
+
+_COOLING = 2  # ticks for which a former table is not written to: a packet may still be reading it
+_MORE = "what is above its capacity runs on IPVS"
+
+
+@dataclass(slots=True)
+class PlacedServer:
+    """A real server in the maps.
+
+    Args:
+        index: its place.
+        last_weight: the last one that was not 0; mh goes by it.
+    """
+
+    index: int
+    last_weight: int = 0
+
+
+@dataclass(slots=True)
+class PlacedService:
+    """A service in the maps.
+
+    Args:
+        index: its place.
+        servers: its real servers, by RIP.
+        line: of its table; None for a learned one.
+        made_of: what the table was made of.
+        flipped: tick of its last change; None once no slot of it is tracked.
+        due: when the table is to change, by the monotonic clock; None where it is as wanted.
+        settling: whether the last part of its settle time has begun.
+    """
+
+    index: int
+    servers: dict[Address, PlacedServer] = field(default_factory=dict)
+    line: int | None = None
+    made_of: tuple[tuple[Address, int, bool], ...] = ()
+    flipped: int | None = None
+    due: float | None = None
+    settling: bool = False
+
+    @property
+    def alive(self) -> set[int]:
+        """The places of its real servers."""
+        return {placed.index for placed in self.servers.values()}
+
+    @property
+    def word(self) -> int:
+        """Its first word in `services`, the decision."""
+        return self.index * (layout.SERVICE.size // 8)
+
+
+class Places:
+    """The places of one director's maps.
+
+    Args:
+        maps: open; they are read.
+    """
+
+    def __init__(self, maps: DirectorMaps) -> None:
+        self.maps = maps
+        self.services = _read(maps)
+        used = {placed for service in self.services.values() for placed in service.alive}
+        # What a process that was killed left half done is not known: nothing is used again before
+        # records and flows were looked through.
+        self.dying = set(range(min(maps.capacity.servers, layout.MOST_SERVERS))) - used
+        taken = {service.index for service in self.services.values()}
+        self.retired = set(range(1, maps.capacity.services)) - taken
+        self._unused: list[int] = []
+        self._cooling: dict[int, int] = {}  # lines of former tables, and when they were left
+
+    def new_service(self) -> PlacedService:
+        """A service at a place that nothing names.
+
+        Raises:
+            KernelError: there is none.
+        """
+        taken = {service.index for service in self.services.values()} | self.retired
+        for index in range(1, self.maps.capacity.services):
+            if index not in taken:
+                return PlacedService(index)
+        raise KernelError("the fast path has no room for more services", hint=_MORE)
+
+    def new_server(self) -> PlacedServer:
+        """A real server at a place that nothing names.
+
+        Raises:
+            KernelError: there is none.
+        """
+        if not self._unused:
+            raise KernelError("the fast path has no room for more real servers", hint=_MORE)
+        return PlacedServer(self._unused.pop())
+
+    def new_line(self) -> int:
+        """The first line of a table that nobody reads.
+
+        Raises:
+            KernelError: there is none.
+        """
+        used = {service.line for service in self.services.values()}
+        used |= {line for line, left in self._cooling.items() if since(left) < _COOLING}
+        lines = self.maps.capacity.lines
+        for table in range(self.maps.capacity.tables):
+            if table * lines not in used:
+                return table * lines
+        raise KernelError("the fast path has no room for more tables", hint=_MORE)
+
+    def leave(self, line: int | None) -> None:
+        """A table is a service's no longer; packets that are under way may still read it."""
+        if line is not None:
+            self._cooling[line] = tick()
+
+    def free(self, named: set[int]) -> None:
+        """After a sweep: nothing names the services that retired, nor these real servers.
+
+        Args:
+            named: places of real servers that something names yet.
+        """
+        unused = self.dying - named
+        self.dying -= unused
+        self._unused = sorted({*self._unused, *unused}, reverse=True)
+        self.retired.clear()
+
+    def slots(self, line: int) -> array[int]:
+        """The words of a table."""
+        return read_slots(self.maps, line)
+
+
+def tick() -> int:
+    """The programs' clock: about a second each."""
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> layout.TICK_SHIFT & 0xFFFFFFFF
+
+
+def since(then: int | None) -> int:
+    """Ticks since then; 0 for never."""
+    return 0 if then is None else tick() - then & 0xFFFFFFFF
+
+
+def read_slots(maps: DirectorMaps, line: int) -> array[int]:
+    """The words of a table, by its first line."""
+    first = line * layout.SLOTS_IN_LINE
+    return array("I", maps.slots[first : first + table_size(maps.capacity.index)])
+
+
+def _read(maps: DirectorMaps) -> dict[ServiceKey, PlacedService]:
+    services: dict[ServiceKey, PlacedService] = {}
+    for name, kind, key_layout in (
+        ("services4", IPv4Address, layout.KEY4),
+        ("services6", IPv6Address, layout.KEY6),
+    ):
+        for key, value in maps[name].items():
+            address, port, number = key_layout.unpack(key)
+            protocol = Protocol.from_number(number)
+            identity = ServiceKey(protocol, kind(address), int.from_bytes(port, "big"))
+            services[identity] = PlacedService(*layout.U32.unpack(value))
+    by_index = {service.index: service for service in services.values()}
+    for key, value in maps["places"].items():
+        index, version, packed = layout.PLACED_KEY.unpack(key)
+        if index in by_index:
+            address = IPv4Address(packed[:4]) if version == 4 else IPv6Address(packed)
+            by_index[index].servers[address] = PlacedServer(*layout.PLACED.unpack(value))
+        else:  # its service was left half made, or half gone
+            maps["places"].delete(key)
+    for service in by_index.values():
+        decision = maps.services[service.word]
+        if not decision >> 32 & ServiceFlag.LEARNED:
+            service.line = (decision & 0xFFFFFFFF) // layout.SLOTS_IN_LINE
+            if any(word & layout.TRACKED for word in read_slots(maps, service.line)):
+                service.flipped = tick()  # how long ago is not known
+    return services
