@@ -64,9 +64,8 @@ enum reason {
 	REASON_FTP_DATA,
 	REASON_PEER,
 	REASON_TAGS,
-	REASON_RECORD, /* forwarded, but its record could not be written */
-	REASONS_OF_TC =
-		32, /* counted by tc ingress from here on, since XDP may have counted it too */
+	REASON_RECORD,      /* forwarded, but its record could not be written */
+	REASONS_OF_TC = 32, /* from here on by tc ingress: XDP may have counted it too */
 	REASONS = 64
 };
 
@@ -79,8 +78,7 @@ enum reason {
 #define LEARNED_OPEN 0
 #define LEARNED_CLOSING 1 /* IPVS has it until the next SYN */
 
-/* So many ticks after the last one, a packet of a learned flow goes up: IPVS is to know it lives.
- */
+/* Ticks after which a packet of a learned flow goes up again: IPVS is to know that it lives. */
 #define REFRESH_TICKS 8
 
 /* A first data segment lies within so many bytes of the initial sequence number. */

@@ -20,7 +20,6 @@ int lbdr_director(context *ctx)
 	struct service *service;
 	struct packet *p;
 	u64 decision;
-	__be16 protocol;
 
 	p = map_lookup(MAP(packet), &zero);
 	if (!p)
@@ -29,16 +28,8 @@ int lbdr_director(context *ctx)
 	if (ctx->data_end - ctx->data < HEADERS)
 		skb_pull(ctx, ctx->len < HEADERS ? ctx->len : HEADERS);
 #endif
-	protocol = parse_ethernet(ctx, p);
-	if (protocol == bpf_htons(ETH_P_IP)) {
-		if (!parse4(ctx, p))
-			return VERDICT_PASS;
-	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
-		if (!parse6(ctx, p))
-			return VERDICT_PASS;
-	} else {
+	if (!parse(ctx, p))
 		return VERDICT_PASS;
-	}
 	p->service = p->mark = 0;
 	if (p->odd & ODD_LATER_FRAGMENT) {
 		server = recall_fragment(ctx, p);

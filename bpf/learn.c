@@ -22,23 +22,14 @@ int lbdr_director(context *ctx)
 	struct flow flow;
 	u32 zero = 0, *server;
 	u64 decision;
-	__be16 protocol;
 
 	p = map_lookup(MAP(leaving), &zero);
 	if (!p || !ctx->ingress_ifindex)
 		return VERDICT_PASS;
 	if (ctx->data_end - ctx->data < HEADERS)
 		skb_pull(ctx, ctx->len < HEADERS ? ctx->len : HEADERS);
-	protocol = parse_ethernet(ctx, p);
-	if (protocol == bpf_htons(ETH_P_IP)) {
-		if (!parse4(ctx, p))
-			return VERDICT_PASS;
-	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
-		if (!parse6(ctx, p))
-			return VERDICT_PASS;
-	} else {
+	if (!parse(ctx, p))
 		return VERDICT_PASS;
-	}
 	if (p->odd & (ODD_OPTIONS | ODD_FRAGMENT | ODD_LATER_FRAGMENT | ODD_QUOTED))
 		return VERDICT_PASS;
 	p->service = find_service(p);
@@ -69,12 +60,6 @@ int lbdr_director(context *ctx)
 	}
 	learned.server = *server;
 	learned.refreshed = now();
-	if (is_small(decision, p->version)) {
-		struct flow4 flow4 = flow4_of(&flow);
-
-		map_update(MAP(flows4), &flow4, &learned, BPF_ANY);
-	} else {
-		map_update(MAP(flows), &flow, &learned, BPF_ANY);
-	}
+	remember(&flow, &learned, decision, p->version);
 	return VERDICT_PASS;
 }

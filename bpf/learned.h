@@ -30,6 +30,17 @@ static __always_inline struct learned *find_learned(struct flow *flow, u64 decis
 					   : map_lookup(MAP(flows), flow);
 }
 
+static __always_inline void remember(struct flow *flow, struct learned *learned, u64 decision,
+				     u32 version)
+{
+	struct flow4 flow4 = flow4_of(flow);
+
+	if (is_small(decision, version))
+		map_update(MAP(flows4), &flow4, learned, BPF_ANY);
+	else
+		map_update(MAP(flows), flow, learned, BPF_ANY);
+}
+
 static __always_inline void forget(struct flow *flow, u64 decision, u32 version)
 {
 	struct flow4 flow4 = flow4_of(flow);

@@ -212,4 +212,16 @@ static __always_inline int parse6(context *ctx, struct packet *p)
 	return 1;
 }
 
+/* Whether a frame may be for a service, with what tells it then. */
+static __always_inline int parse(context *ctx, struct packet *p)
+{
+	__be16 protocol = parse_ethernet(ctx, p);
+
+	if (protocol == bpf_htons(ETH_P_IP))
+		return parse4(ctx, p);
+	if (protocol == bpf_htons(ETH_P_IPV6))
+		return parse6(ctx, p);
+	return 0;
+}
+
 #endif
