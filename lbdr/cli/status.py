@@ -83,6 +83,9 @@ def _show(status: Status, console: Console, *, rate: bool) -> None:
                 console.print(words, soft_wrap=True)
     else:
         console.print("no virtual services are configured")
+    if status.daemon:
+        for line in _fast_path(status):
+            console.print(line, soft_wrap=True)
     if status.foreign_services:
         names = ", ".join(status.foreign_services)
         console.print(f"not lbdr's, left alone: {names}", soft_wrap=True)
@@ -121,6 +124,21 @@ def _table(status: Status, *, rate: bool, wide: bool) -> Table:
         for row in _rows(entry, rate=rate):
             table.add_row(*(row if wide else (*row[:3], *row[4:8])))
     return table
+
+
+def _fast_path(status: Status) -> Iterator[str]:
+    """What forwards, and which services it leaves to IPVS."""
+    fast = status.fastpath
+    if fast.state == "off":
+        yield f"fast path off, IPVS forwards: {fast.reason}"
+        return
+    places = [
+        f"{one.device} ({one.mode}{': ' if one.reason else ''}{one.reason})" for one in fast.devices
+    ]
+    yield f"fast path: {', '.join(places) or 'no VIP is here'}"
+    for entry in status.virtual_services:
+        if entry.fastpath.state == "off":
+            yield f"{entry.name} by IPVS alone: {entry.fastpath.reason}"
 
 
 def _vip_line(entry: VirtualServiceStatus) -> str:

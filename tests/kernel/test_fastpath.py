@@ -20,7 +20,7 @@ from lbdr.datapath.ipvs_connections import Connection
 from lbdr.datapath.xdp_maps import DirectorMaps
 from lbdr.status import VirtualServiceStatus
 from tests.bpf_programs import returns
-from tests.kernel.daemons import VIP, WEB, Daemon, soon
+from tests.kernel.daemons import LBDR, VIP, WEB, Daemon, soon
 from tests.kernel.open_connections import Connections, answering, talking
 
 SERVERS = ["web1", "web2", "web3"]
@@ -156,6 +156,40 @@ def test_a_daemon_that_is_killed(
     soon(lambda: forwards(daemon), "adopted", _FOLLOWED)
     assert daemon.lines("fast path: adopted")
     assert xdp(lab) == programs
+
+
+def test_apply_is_followed_where_no_daemon_runs(
+    lab: Lab, daemon: Daemon, open_connections: list[Connections]
+) -> None:
+    """What a daemon left attached would else go on by an IPVS that is no more."""
+    daemon.kill()
+    services = {"WEB": HASHED, "LEAST": LEAST}
+    for servers in (["web1", "web2", "web3"], WEB["real_servers"]):
+        daemon.configure(
+            {name: {**one, "real_servers": servers} for name, one in services.items()},
+            fastpath="auto",
+        )
+        lab.run("director", [str(LBDR), "apply", *daemon.places])
+        with DirectorMaps.open(link_pin(lab, daemon).parent) as maps:
+            assert len(list(maps["places"].items())) == 2 * len(servers)
+        assert not wrong(open_connections)
+    daemon.start()
+    soon(lambda: forwards(daemon), "adopted", _FOLLOWED)
+
+
+def test_a_person_sees_what_forwards(lab: Lab, daemon: Daemon) -> None:
+    assert forwards(daemon)
+    shown = lab.run("director", [str(LBDR), "status", *daemon.places]).stdout
+    assert f"fast path: {INTERFACE} (native)" in shown.splitlines()
+    off = lab.run("director", [str(LBDR), "fastpath", "off", "LEAST", *daemon.places]).stdout
+    assert off.splitlines() == [
+        "forwarded by XDP or tc: WEB",
+        "by IPVS alone: LEAST: left to IPVS by `lbdr fastpath off`",
+    ]
+    shown = lab.run("director", [str(LBDR), "status", *daemon.places]).stdout
+    assert "LEAST by IPVS alone: left to IPVS by `lbdr fastpath off`" in shown.splitlines()
+    on = lab.run("director", [str(LBDR), "fastpath", "on", *daemon.places]).stdout
+    assert on.splitlines() == ["forwarded by XDP or tc: LEAST, WEB"]
 
 
 def test_programs_of_another_version_are_exchanged_in_place(
