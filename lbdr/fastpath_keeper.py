@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from lbdr.control.protocol import FastPathResult
-from lbdr.datapath import ipvs_text, mh_check
+from lbdr.datapath import ipvs_text, mh_check, xdp_redirects
 from lbdr.datapath import routes as rtnetlink
 from lbdr.datapath.bpf_links import device as device_name
 from lbdr.datapath.neighbours import Neighbours
@@ -105,6 +105,7 @@ class FastPathKeeper:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch_neighbours())
+                group.create_task(self._watch_redirects())
                 group.create_task(self._follow())
         finally:
             self.close()
@@ -150,6 +151,19 @@ class FastPathKeeper:
             except LbdrError as error:
                 director.set_trouble("watching neighbours", str(error))
                 await asyncio.sleep(_SWEEP)
+
+    async def _watch_redirects(self) -> None:
+        what = "watching which devices take redirected frames"
+        while True:
+            try:
+                async for _ in xdp_redirects.changes():
+                    self._director.set_trouble(what, "")
+                    self.mark()
+            except LbdrError as error:
+                self._director.set_trouble(what, str(error))
+                await asyncio.sleep(_SWEEP)
+            else:
+                return  # this kernel does not tell
 
     # --- one pass --------------------------------------------------------------------------------
 
@@ -238,17 +252,21 @@ class FastPathKeeper:
     async def _attach(self, fast: FastPath, wanted: Iterable[WantedService]) -> list[Attachment]:
         incoming: set[int] = set()
         outgoing: set[int] = set()
+        behind: set[int] = set()
         for service in wanted:
             if ServiceFlag.ACTIVE not in service.flags:
                 continue
             incoming.add(service.vip.ifindex)
+            leave = {server.reach.out.ifindex for server in service.real_servers}
+            behind |= leave - {service.vip.ifindex, 0}
             if ServiceFlag.LEARNED in service.flags:
-                outgoing |= {server.reach.out.ifindex for server in service.real_servers}
+                outgoing |= leave
         if self._attachments is None:
             self._attachments = Attachments(fast.programs)
         every = await rtnetlink.links()
         devices = await self._attachments.keep(incoming, outgoing - {0}, every.keys())
         self._tell(devices)
+        await xdp_redirects.keep(fast.maps["devices"], behind)
         return devices
 
     def status(self, status: Status) -> Status:

@@ -1,4 +1,4 @@
-"""Programs at tc: by tcx links where the kernel has them, else by filters of a clsact qdisc.
+"""Programs at tc: by filters of a clsact qdisc, which every kernel that lbdr runs on has.
 
 A filter lasts until it is removed, whatever becomes of the process that added it. lbdr's have a
 priority of their own; a clsact qdisc that is there is used, and never removed, since filters of
