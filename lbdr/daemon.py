@@ -274,8 +274,9 @@ class Daemon:
 
     def _was_in_force(self, desired: DesiredState, scope: Scope) -> bool:
         """Whether all that a pass is about was as wanted already: what differs now is drift."""
-        keys = desired.services.keys() if scope.services is None else scope.services
         before = self._in_force
+        every = desired.services.keys() | before.services.keys()  # one may have left the file
+        keys = every if scope.services is None else scope.services
         return (not scope.host or _of_host(before) == _of_host(desired)) and all(
             before.services.get(key) == desired.services.get(key) for key in keys
         )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from lbdr.model import (
     Configuration,
     DesiredState,
+    DrainPersistence,
     Forwarding,
     HostNetwork,
     Key,
@@ -18,14 +19,12 @@ from lbdr.model import (
     VirtualService,
 )
 
-Weights = Mapping[tuple[str, str], int]
-"""Weights set by the operator: (virtual service, real server) -> weight."""
+Weights = Mapping[tuple[str, str], int | None]
+"""What stands over the file's weights: (virtual service, real server) -> weight; None: out."""
 
 DIRECTOR_SYSCTLS: Mapping[str, str] = {
     # A deleted real server's connections end at once, instead of vanishing for up to 15 minutes.
     "net.ipv4.vs.expire_nodest_conn": "1",
-    # A drained server's persistent clients move; with 0 they stay for the timeout.
-    "net.ipv4.vs.expire_quiescent_template": "1",
     # A reused client port is scheduled anew; without conntrack that delays no SYN.
     "net.ipv4.vs.conn_reuse_mode": "1",
     "net.ipv4.vs.conntrack": "0",
@@ -41,7 +40,10 @@ MH_SYSCTLS: Mapping[str, str] = {
     "net.ipv4.vs.sloppy_sctp": "1",
 }
 
-SYSCTLS: tuple[str, ...] = (*DIRECTOR_SYSCTLS, *MH_SYSCTLS)
+EXPIRE_QUIESCENT = "net.ipv4.vs.expire_quiescent_template"
+"""1: a drained server's persistent clients move; 0: they stay for the timeout."""
+
+SYSCTLS: tuple[str, ...] = (*DIRECTOR_SYSCTLS, EXPIRE_QUIESCENT, *MH_SYSCTLS)
 """Every sysctl that a director may set."""
 
 
@@ -60,7 +62,7 @@ def expand(
         network: this host's interfaces; they place the VIPs. One that has no place is left out:
             lbdr.config.host says so.
         role: a standby holds no VIP.
-        weights: those the operator set over the file's.
+        weights: what stands over the file's.
         placed: VIPs that lbdr added. One stays where it is while its subnet is not seen anywhere:
             the host's own address may be gone for a moment, and with the VIP all its clients.
     """
@@ -81,7 +83,7 @@ def expand(
     return DesiredState(
         services=services,
         addresses=frozenset(addresses),
-        sysctls=_sysctls(services),
+        sysctls=_sysctls(services, configuration.director.drain_persistence),
         timeouts=configuration.director.timeouts,
     )
 
@@ -98,8 +100,9 @@ def service_for(virtual: VirtualService, weights: Weights) -> Service:
     real_servers = virtual.real_servers
     if any((virtual.name, server.name) in weights for server in real_servers):
         real_servers = tuple(
-            replace(server, weight=weights.get((virtual.name, server.name), server.weight))
+            replace(server, weight=weight)
             for server in real_servers
+            if (weight := weights.get((virtual.name, server.name), server.weight)) is not None
         )
     if virtual.sorry_server is not None and not any(server.weight for server in real_servers):
         real_servers += (_serving(virtual.sorry_server),)
@@ -125,10 +128,13 @@ def _interface_for(virtual: VirtualService, network: HostNetwork) -> str | None:
     return found.name if found else None
 
 
-def _sysctls(services: Mapping[Key, Service]) -> dict[str, str]:
+def _sysctls(
+    services: Mapping[Key, Service], drain_persistence: DrainPersistence
+) -> dict[str, str]:
     if not services:
         return {}
-    wanted = dict(DIRECTOR_SYSCTLS)
+    moves = drain_persistence is DrainPersistence.MOVE
+    wanted = {**DIRECTOR_SYSCTLS, EXPIRE_QUIESCENT: "1" if moves else "0"}
     if any(service.scheduler == "mh" for service in services.values()):
         wanted |= MH_SYSCTLS
     return wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import operator
+import time
 from dataclasses import dataclass, field
 
 from lbdr.config.host import host_problems
@@ -15,6 +16,7 @@ from lbdr.desired import expand
 from lbdr.dirty import Dirty
 from lbdr.errors import Problem
 from lbdr.model import DesiredState, HostNetwork, Key, Role, VirtualAddress
+from lbdr.operator_states import OperatorStates, in_force, next_deadline, overrides
 from lbdr.paths import Paths
 from lbdr.reconcile import Reconciler
 from lbdr.report import Report, Scope
@@ -66,20 +68,26 @@ class Director:
         """What the kernel is to hold, by the interfaces as last seen."""
         if self.withdrawn:
             return DesiredState()
-        weights = self.reconciler.state.weights
+        state = self.reconciler.state
+        placed = state.owned.addresses
         # asked at every poll: expanded anew only when one of its sources was replaced
-        placed = self.reconciler.state.owned.addresses
-        basis = (self.loaded, self.network, self.role, weights, placed)
+        due = next_deadline(state.operator, time.time())
+        basis = (self.loaded, self.network, self.role, state.weights, state.operator, due, placed)
         if len(self._basis) != len(basis) or any(map(operator.is_not, self._basis, basis)):
             self._desired = expand(
                 self.loaded.configuration,
                 self.network,
                 role=self.role,
-                weights=weights,
+                weights=overrides(self.operator_states(), state.weights),
                 placed=placed,
             )
             self._basis = basis
         return self._desired
+
+    def operator_states(self) -> OperatorStates:
+        """The real servers that drain or are halted by the operator's word, by service."""
+        virtual_services = self.loaded.configuration.virtual_services
+        return in_force(self.reconciler.state.operator, virtual_services, time.time())
 
     def use(self, loaded: Loaded) -> None:
         """Put a configuration in force; the caller marks what is to be looked at."""

@@ -65,6 +65,13 @@ class FastPathUse(StrEnum):
     OFF = "off"
 
 
+class DrainPersistence(StrEnum):
+    """What becomes of clients that persistence binds to a drained real server."""
+
+    MOVE = "move"
+    STAY = "stay"
+
+
 class Role(StrEnum):
     """Who owns the VIPs: the active director; a standby programs everything else."""
 
@@ -360,6 +367,7 @@ class Director:
         timeouts: IPVS's; None leaves the kernel's.
         drift_check: seconds between polls of what the kernel does not announce.
         fastpath: whether XDP repeats IPVS's decisions, for any service.
+        drain_persistence: whether a bound client's next connection leaves a drained real server.
     """
 
     name: str = ""
@@ -369,6 +377,7 @@ class Director:
     timeouts: Timeouts | None = None
     drift_check: float = 1.5
     fastpath: FastPathUse = FastPathUse.AUTO
+    drain_persistence: DrainPersistence = DrainPersistence.MOVE
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from lbdr.director import Director
 from lbdr.errors import ConfigError
 from lbdr.fastpath_keeper import FastPathKeeper
 from lbdr.model import DesiredState, HostNetwork
+from lbdr.operator_states import OperatorStates, in_force, overrides
 from lbdr.paths import Paths, exclusive
 from lbdr.plan import Plan
 from lbdr.reconcile import Reconciler
@@ -31,6 +33,11 @@ class _Session:
     loaded: Loaded
     network: HostNetwork
     reconciler: Reconciler
+
+    def operator_states(self) -> OperatorStates:
+        """The real servers that drain or are halted by the operator's word, by service."""
+        virtual_services = self.loaded.configuration.virtual_services
+        return in_force(self.reconciler.state.operator, virtual_services, time.time())
 
     def desired(self) -> DesiredState:
         """What the kernel is to hold.
@@ -47,7 +54,7 @@ class _Session:
             configuration,
             self.network,
             role=role,
-            weights=state.weights,
+            weights=overrides(self.operator_states(), state.weights),
             placed=state.owned.addresses,
         )
 
@@ -132,7 +139,8 @@ async def status(paths: Paths) -> Status:
             services=await session.reconciler.kernel.observe_services(),
             owned=state.owned.services,
             network=session.network,
-            weights=state.weights,
+            weights=overrides(session.operator_states(), state.weights),
+            operator=session.operator_states(),
             owners=await vip_owners(configuration, session.network),
             problems=[str(problem) for problem in host_problems(session.loaded, session.network)],
             config=str(paths.config),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from lbdr.control.protocol import (
     Done,
     FastPathRequest,
     FastPathResult,
+    OperatorRequest,
     PlanRequest,
     PlanResult,
     ReloadRequest,
@@ -26,7 +28,8 @@ from lbdr.control.protocol import (
 from lbdr.director import Director
 from lbdr.errors import ControlError
 from lbdr.fastpath_keeper import FastPathKeeper
-from lbdr.model import Role
+from lbdr.model import Role, VirtualService
+from lbdr.operator_states import EVERYWHERE, OperatorState, changed, overrides
 from lbdr.status import Status, director_status
 from lbdr.vip_owners import vip_owners
 
@@ -68,6 +71,8 @@ class Requests:
                 result = await self._role(role, reset=reset)
             case WeightRequest():
                 result = await self._weight(request)
+            case OperatorRequest():
+                result = await self._operator(request)
             case FastPathRequest():
                 result = await self._fast_path(request)
             case ReloadRequest():
@@ -85,7 +90,8 @@ class Requests:
             services=await director.kernel.observe_services(),
             owned=director.reconciler.state.owned.services,
             network=director.network,
-            weights=director.reconciler.state.weights,
+            weights=overrides(director.operator_states(), director.reconciler.state.weights),
+            operator=director.operator_states(),
             owners=await vip_owners(director.loaded.configuration, director.network),
             problems=director.problems(),
             config=str(director.paths.config),
@@ -120,30 +126,62 @@ class Requests:
     async def _weight(self, request: WeightRequest) -> Done:
         director = self._director
         weights = dict(director.reconciler.state.weights)
-        touched = []
-        for virtual in director.loaded.configuration.virtual_services:
-            if request.virtual_service not in (None, virtual.name):
-                continue
-            if all(server.name != request.real_server for server in virtual.real_servers):
-                continue
-            touched.append(virtual)
+        touched = self._having(request.real_server, request.virtual_service)
+        for virtual in touched:
             if request.weight is None:
                 weights.pop((virtual.name, request.real_server), None)
             else:
                 weights[virtual.name, request.real_server] = request.weight
-        if not touched:
-            where = (
-                f"virtual service {request.virtual_service}"
-                if request.virtual_service
-                else ("any virtual service")
-            )
-            raise ControlError(
-                f"there is no real server {request.real_server} in {where}",
-                hint="`lbdr status` shows the names",
-            )
         director.reconciler.save(weights=weights)
         director.dirty.mark(virtual.key for virtual in touched if not virtual.needs_mark)
         return await self._done()
+
+    async def _operator(self, request: OperatorRequest) -> Done:
+        director = self._director
+        states = director.reconciler.state.operator
+        known = any(server == request.real_server for _, server in states)
+        if not known or request.virtual_service:  # what left the file can be put online again
+            self._having(request.real_server, request.virtual_service)
+        now = time.time()
+        deadline = None if request.deadline is None else now + request.deadline
+        virtual_services = director.loaded.configuration.virtual_services
+        found = changed(
+            states,
+            virtual_services,
+            request.real_server,
+            request.virtual_service or EVERYWHERE,
+            OperatorState(request.state, now, deadline),
+        )
+        director.reconciler.save(operator=found)
+        director.dirty.mark(
+            virtual.key
+            for virtual in virtual_services
+            if not virtual.needs_mark
+            and any(server.name == request.real_server for server in virtual.real_servers)
+        )
+        return await self._done()
+
+    def _having(self, real_server: str, virtual_service: str | None) -> list[VirtualService]:
+        """The virtual services that have a real server, all or the one of a name.
+
+        Raises:
+            ControlError: there are none.
+        """
+        found = [
+            virtual
+            for virtual in self._director.loaded.configuration.virtual_services
+            if virtual_service in (None, virtual.name)
+            and any(server.name == real_server for server in virtual.real_servers)
+        ]
+        if not found:
+            where = (
+                f"virtual service {virtual_service}" if virtual_service else "any virtual service"
+            )
+            raise ControlError(
+                f"there is no real server {real_server} in {where}",
+                hint="`lbdr status` shows the names",
+            )
+        return found
 
     async def _fast_path(self, request: FastPathRequest) -> FastPathResult:
         director = self._director

@@ -29,6 +29,7 @@ from lbdr.model import (
     Timeouts,
     VirtualAddress,
 )
+from lbdr.operator_states import OperatorState, OperatorStates, Standing
 from lbdr.plan import Ownership
 
 log = logging.getLogger(__name__)
@@ -46,12 +47,14 @@ class State:
         role: the role set at run time; None leaves the configuration's.
         weights: set by the operator: (virtual service, real server) -> weight.
         fastpath_off: virtual services that the operator left to IPVS; "" is all of them.
+        operator: real servers that the operator drains or halts.
     """
 
     owned: Ownership = field(default_factory=Ownership)
     role: Role | None = None
     weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
     fastpath_off: frozenset[str] = frozenset()
+    operator: OperatorStates = field(default_factory=dict)
 
 
 class _Strict(BaseModel):
@@ -80,6 +83,14 @@ class _WeightEntry(_Strict):
     weight: int = Field(ge=0, le=MAX_WEIGHT)
 
 
+class _OperatorEntry(_Strict):
+    virtual_service: str
+    real_server: str
+    standing: Standing
+    since: float
+    deadline: float | None = None
+
+
 def _known_sysctl(name: str) -> str:
     if name not in SYSCTLS:
         raise ValueError(f"{name} is no sysctl that lbdr sets")
@@ -102,6 +113,7 @@ class _File(_Strict):
     role: Role | None = None
     weights: list[_WeightEntry] = []
     fastpath_off: list[str] = []
+    operator: list[_OperatorEntry] = []
 
 
 class StateStore:
@@ -204,9 +216,15 @@ def _parse(data: bytes, kernel: str) -> State:
     file = _File.model_validate_json(data)
     weights = {(entry.virtual_service, entry.real_server): entry.weight for entry in file.weights}
     off = frozenset(file.fastpath_off)
+    operator = {
+        (entry.virtual_service, entry.real_server): OperatorState(
+            entry.standing, entry.since, entry.deadline
+        )
+        for entry in file.operator
+    }
     if file.kernel != kernel:
         log.info("the state is of another boot or network namespace: nothing here is lbdr's yet")
-        return State(role=file.role, weights=weights, fastpath_off=off)
+        return State(role=file.role, weights=weights, fastpath_off=off, operator=operator)
     services: set[Key] = set()
     for entry in file.services:
         if isinstance(entry, _MarkEntry):
@@ -225,6 +243,7 @@ def _parse(data: bytes, kernel: str) -> State:
         role=file.role,
         weights=weights,
         fastpath_off=off,
+        operator=operator,
     )
 
 
@@ -252,6 +271,10 @@ def _render(state: State, kernel: str) -> bytes:
             for (virtual, real), weight in sorted(state.weights.items())
         ],
         fastpath_off=sorted(state.fastpath_off),
+        operator=[
+            _OperatorEntry(virtual_service=virtual, real_server=real, **asdict(entry))
+            for (virtual, real), entry in sorted(state.operator.items())
+        ],
     )
     return file.model_dump_json(indent=1).encode() + b"\n"
 

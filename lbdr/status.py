@@ -26,6 +26,7 @@ from lbdr.model import (
     VirtualService,
     endpoint,
 )
+from lbdr.operator_states import OperatorState, OperatorStates, Standing
 
 
 class _Model(BaseModel):
@@ -52,27 +53,36 @@ class Totals(_Model):
     bytes_out: int = 0
 
 
+RealServerState = Literal["online", "drain", "halt", "sorry", "spare", "missing", "foreign"]
+
+
 class RealServerStatus(_Model):
     """A real server of a virtual service.
 
     Args:
-        state: online; drain (weight 0: open connections finish, no new ones); sorry (stands in);
-            spare (a sorry server that is not needed); missing (wanted, and not in IPVS);
-            foreign (in IPVS, and not wanted).
+        state: online; drain (weight 0: open connections finish, no new ones); halt (out, by the
+            operator's word); sorry (stands in); spare (a sorry server that is not needed); missing
+            (wanted, and not in IPVS); foreign (in IPVS, and not wanted).
         configured_weight: the file's.
         weight: IPVS's, None where it is not there.
+        reason: why it is not online, where somebody decided that.
+        since: when that was, seconds of Unix time.
+        deadline: when a drain becomes a halt, seconds of Unix time.
     """
 
     name: str
     address: str
     port: int
-    state: Literal["online", "drain", "sorry", "spare", "missing", "foreign"]
+    state: RealServerState
     configured_weight: int
     weight: int | None = None
     method: str = "dr"
     active_connections: int = 0
     inactive_connections: int = 0
     persistent_connections: int = 0
+    reason: str = ""
+    since: float | None = None
+    deadline: float | None = None
     totals: Totals = Totals()
     rates: Rates = Rates()
 
@@ -189,6 +199,8 @@ def virtual_service_status(
     network: HostNetwork,
     weights: Weights,
     owners: Mapping[str, str],
+    *,
+    operator: OperatorStates | None = None,
 ) -> VirtualServiceStatus:
     """The status of one virtual service.
 
@@ -196,10 +208,11 @@ def virtual_service_status(
         virtual: as configured.
         observed: as IPVS has it; None where it has none.
         network: this host's interfaces.
-        weights: set by the operator.
+        weights: what stands over the file's.
         owners: MAC by VIP, of those that others answer for.
+        operator: real servers that the operator drains or halts.
     """
-    real_servers = _real_servers(virtual, observed, weights)
+    real_servers = _real_servers(virtual, observed, weights, operator or {})
     counters = observed.counters if observed else Counters()
     return VirtualServiceStatus(
         name=virtual.name,
@@ -233,7 +246,10 @@ def _state(
 
 
 def _real_servers(
-    virtual: VirtualService, observed: ObservedService | None, weights: Weights
+    virtual: VirtualService,
+    observed: ObservedService | None,
+    weights: Weights,
+    operator: OperatorStates,
 ) -> list[RealServerStatus]:
     there = {entry.real_server.key: entry for entry in observed.real_servers} if observed else {}
     wanted = service_for(virtual, weights).real_servers if not virtual.needs_mark else ()
@@ -243,7 +259,13 @@ def _real_servers(
     for server in wanted:
         entry = there.pop(server.key, None)
         is_sorry = sorry is not None and server.key == sorry.key
-        result.append(_real_server(server, entry, file_weight.get(server.key, 1), sorry=is_sorry))
+        found = _real_server(server, entry, file_weight.get(server.key, 1), sorry=is_sorry)
+        result.append(_by_operator(found, operator.get((virtual.name, server.name))))
+    for server in virtual.real_servers:
+        if weights.get((virtual.name, server.name), 0) is None:
+            out = _real_server(server, there.pop(server.key, None), server.weight)
+            out = out.model_copy(update={"state": "halt"})
+            result.append(_by_operator(out, operator.get((virtual.name, server.name))))
     if sorry is not None and all(server.key != sorry.key for server in wanted):
         result.append(
             RealServerStatus(
@@ -266,7 +288,7 @@ def _real_server(
     sorry: bool = False,
     foreign: bool = False,
 ) -> RealServerStatus:
-    state: Literal["online", "drain", "sorry", "spare", "missing", "foreign"]
+    state: RealServerState
     if entry is None:
         state = "missing"
     elif foreign:
@@ -289,6 +311,23 @@ def _real_server(
         persistent_connections=entry.persistent_connections if entry else 0,
         totals=_totals(counters),
         rates=_rates(counters),
+    )
+
+
+def _by_operator(status: RealServerStatus, operator: OperatorState | None) -> RealServerStatus:
+    """A status with what the operator set."""
+    if operator is None:
+        return status
+    word = "drained" if operator.standing is Standing.DRAIN else "halted"
+    expired = operator.standing is Standing.HALT and operator.deadline is not None
+    return status.model_copy(
+        update={
+            "reason": "drained by the operator, and the deadline came"
+            if expired
+            else f"{word} by the operator",
+            "since": operator.since,
+            "deadline": None if expired else operator.deadline,
+        }
     )
 
 
@@ -331,6 +370,7 @@ def director_status(
     version: str,
     kernel: str,
     daemon: int | None,
+    operator: OperatorStates | None = None,
 ) -> Status:
     """The status of a director; arguments as in virtual_service_status and Status."""
     ours = owned | {
@@ -351,6 +391,7 @@ def director_status(
                 network,
                 weights,
                 owners,
+                operator=operator,
             )
             for virtual in configuration.virtual_services
         ],

@@ -14,7 +14,10 @@ _COMMANDS = {
     "check": "check",
     "daemon": "daemon",
     "doctor": "doctor",
+    "drain": "serving",
     "fastpath": "fastpath",
+    "halt": "serving",
+    "online": "serving",
     "plan": "changes",
     "reload": "runtime",
     "role": "runtime",
@@ -58,6 +61,7 @@ def lbdr() -> None:
       lbdr apply lbdr.yaml         do it once
       lbdr daemon lbdr.yaml        do it, and keep it so
       lbdr status                  what is served, by whom, how much
+      lbdr drain SERVER            no new connections; open ones go on
       lbdr withdraw                take all of it down again
       lbdr solve-arp --vip VIP     on each real server
     """

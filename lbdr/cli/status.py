@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import datetime
 
 import click
 from rich.console import Console
@@ -22,6 +23,7 @@ _COLOURS = {
     "online": "green",
     "active": "green",
     "drain": "yellow",
+    "halt": "red",
     "degraded": "yellow",
     "sorry": "yellow",
     "standby": "cyan",
@@ -89,6 +91,8 @@ def _show(status: Status, console: Console, *, rate: bool) -> None:
     if status.foreign_services:
         names = ", ".join(status.foreign_services)
         console.print(f"not lbdr's, left alone: {names}", soft_wrap=True)
+    for line in _set_by_somebody(status):
+        console.print(line, soft_wrap=True)
     for problem in status.problems:
         console.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
 
@@ -139,6 +143,20 @@ def _fast_path(status: Status) -> Iterator[str]:
     for entry in status.virtual_services:
         if entry.fastpath.state == "off":
             yield f"{entry.name} by IPVS alone: {entry.fastpath.reason}"
+
+
+def _set_by_somebody(status: Status) -> Iterator[str]:
+    """Real servers that are not online because somebody decided so."""
+    for entry in status.virtual_services:
+        for server in entry.real_servers:
+            if server.reason:
+                when = f" since {_time(server.since)}" if server.since is not None else ""
+                until = f", halt at {_time(server.deadline)}" if server.deadline else ""
+                yield f"{server.name} in {entry.name}: {server.reason}{when}{until}"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
 
 
 def _vip_line(entry: VirtualServiceStatus) -> str:

@@ -137,6 +137,11 @@ class Director(Section):
         default=_DIRECTOR.fastpath.value,
         description="auto: XDP repeats IPVS's decisions wherever it can; off: IPVS alone forwards.",
     )
+    drain_persistence: Annotated[str, Choice(tuple(model.DrainPersistence), "word")] = Field(
+        default=_DIRECTOR.drain_persistence.value,
+        description="Clients that persistence binds to a drained real server: move with their next "
+        "connection, or stay until the persistence ends.",
+    )
 
 
 class RealServer(Section):

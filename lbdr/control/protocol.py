@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from lbdr.model import MAX_WEIGHT, Role
+from lbdr.operator_states import Standing
 
 VERSION = 1
 LINE_LIMIT = 64 << 20
@@ -49,6 +50,20 @@ class WeightRequest(_Request):
     weight: Annotated[int, Field(ge=0, le=MAX_WEIGHT)] | None = None
 
 
+class OperatorRequest(_Request):
+    """Put a real server online, drain or halt it, in a virtual service or everywhere.
+
+    Args:
+        deadline: seconds after which a drain becomes a halt.
+    """
+
+    command: Literal["operator"] = "operator"
+    real_server: str
+    state: Standing
+    virtual_service: str | None = None
+    deadline: Annotated[float, Field(gt=0)] | None = None
+
+
 class FastPathRequest(_Request):
     """Leave a virtual service, or all, to IPVS; or have the fast path serve again."""
 
@@ -79,6 +94,7 @@ Request = (
     StatusRequest
     | RoleRequest
     | WeightRequest
+    | OperatorRequest
     | FastPathRequest
     | PlanRequest
     | ReloadRequest

@@ -6,11 +6,12 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from lbdr.desired import DIRECTOR_SYSCTLS, MH_SYSCTLS, SYSCTLS, expand
+from lbdr.desired import DIRECTOR_SYSCTLS, EXPIRE_QUIESCENT, MH_SYSCTLS, SYSCTLS, Weights, expand
 from lbdr.model import (
     Configuration,
     DesiredState,
     Director,
+    DrainPersistence,
     Forwarding,
     HostNetwork,
     Interface,
@@ -61,7 +62,7 @@ def web(**changes: object) -> VirtualService:
 def desired(
     *virtual: VirtualService,
     role: Role = Role.ACTIVE,
-    weights: dict[tuple[str, str], int] | None = None,
+    weights: Weights | None = None,
 ) -> DesiredState:
     return expand(Configuration(virtual_services=virtual), NETWORK, role=role, weights=weights)
 
@@ -76,7 +77,7 @@ def test_what_one_service_becomes() -> None:
     assert state == DesiredState(
         services={KEY: Service(KEY, "sh", frozenset({"sh-port"}), real_servers=(RS1, RS2))},
         addresses=frozenset({VirtualAddress(KEY.address, "eth0")}),
-        sysctls=DIRECTOR_SYSCTLS,
+        sysctls={**DIRECTOR_SYSCTLS, EXPIRE_QUIESCENT: "1"},
     )
     assert state.services[KEY].name == "WEB"
     assert [server.name for server in state.services[KEY].real_servers] == ["rs1", "rs2"]
@@ -120,7 +121,7 @@ def test_two_services_on_one_vip_want_it_once() -> None:
 def test_mh_always_falls_back_and_sets_its_sysctls() -> None:
     state = desired(web(scheduler="mh", scheduler_flags=frozenset({"mh-port"})))
     assert state.services[KEY].flags == {"mh-port", "mh-fallback"}
-    assert state.sysctls == {**DIRECTOR_SYSCTLS, **MH_SYSCTLS}
+    assert state.sysctls == {**DIRECTOR_SYSCTLS, EXPIRE_QUIESCENT: "1", **MH_SYSCTLS}
     assert set(state.sysctls) == set(SYSCTLS)
 
 
@@ -190,3 +191,16 @@ def test_a_vip_outlives_a_moment_without_its_subnet() -> None:
     assert {
         v.interface for v in expand(wanted, moved, role=Role.ACTIVE, placed={vip}).addresses
     } == {"eth1"}
+
+
+def test_one_that_is_out_is_no_real_server_and_the_sorry_server_stands_in() -> None:
+    virtual = web(sorry_server=SORRY)
+    assert servers(desired(virtual, weights={("WEB", "rs1"): None})) == {"rs2": 2}
+    both: Weights = {("WEB", "rs1"): None, ("WEB", "rs2"): 0}
+    assert servers(desired(virtual, weights=both)) == {"rs2": 0, "sorry": 1}
+
+
+def test_clients_bound_to_a_drained_server_move_or_stay() -> None:
+    director = Director(drain_persistence=DrainPersistence.STAY)
+    stay = expand(Configuration(director, (web(),)), NETWORK, role=Role.ACTIVE)
+    assert (desired(web()).sysctls[EXPIRE_QUIESCENT], stay.sysctls[EXPIRE_QUIESCENT]) == ("1", "0")

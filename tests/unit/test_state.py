@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lbdr.desired import SYSCTLS
 from lbdr.errors import StateError
 from lbdr.model import MarkKey, Protocol, Role, ServiceKey, VirtualAddress
+from lbdr.operator_states import OperatorState, Standing
 from lbdr.plan import Ownership
 from lbdr.state import State, StateStore
 
@@ -43,6 +44,16 @@ states = st.builds(
     weights=st.dictionaries(
         st.tuples(st.text(max_size=5), st.text(max_size=5)), st.integers(0, 65535), max_size=3
     ),
+    operator=st.dictionaries(
+        st.tuples(st.text(max_size=5), st.text(max_size=5)),
+        st.builds(
+            OperatorState,
+            st.sampled_from(Standing),
+            st.floats(0, 1e10),
+            st.none() | st.floats(0, 1e10),
+        ),
+        max_size=3,
+    ),
 )
 ONE = State(
     owned=Ownership(
@@ -53,6 +64,7 @@ ONE = State(
     role=Role.STANDBY,
     weights={("WEB", "rs1"): 0},
     fastpath_off=frozenset({"WEB"}),
+    operator={("", "rs2"): OperatorState(Standing.DRAIN, 1e9, 2e9)},
 )
 TWO = replace(ONE, role=Role.ACTIVE)
 
@@ -90,6 +102,15 @@ def test_the_file_is_for_people_to_read(store: StateStore) -> None:
         "role": "standby",
         "weights": [{"virtual_service": "WEB", "real_server": "rs1", "weight": 0}],
         "fastpath_off": ["WEB"],
+        "operator": [
+            {
+                "virtual_service": "",
+                "real_server": "rs2",
+                "standing": "drain",
+                "since": 1e9,
+                "deadline": 2e9,
+            }
+        ],
     }
 
 

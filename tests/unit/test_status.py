@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lbdr.desired import Weights
 from lbdr.model import (
     Configuration,
     Counters,
@@ -28,6 +29,7 @@ from lbdr.model import (
     ServiceKey,
     VirtualService,
 )
+from lbdr.operator_states import OperatorState, Standing
 from lbdr.status import (
     Rates,
     RealServerStatus,
@@ -68,7 +70,7 @@ def status(
     observed: ObservedService | None = None,
     *,
     network: HostNetwork = NETWORK,
-    weights: dict[tuple[str, str], int] | None = None,
+    weights: Weights | None = None,
     owners: dict[str, str] | None = None,
 ) -> VirtualServiceStatus:
     return virtual_service_status(virtual, observed, network, weights or {}, owners or {})
@@ -168,6 +170,35 @@ def test_what_this_version_does_not_program() -> None:
     virtual = replace(WEB, ports=Ports((PortRange(80, 81),)), persistence=Persistence(300, 32))
     found = status(virtual)
     assert (found.state, found.ports, found.real_servers) == ("unsupported", "80-81", [])
+
+
+def test_what_the_operator_set_is_shown() -> None:
+    """And a halted server keeps its place among the others, though IPVS has it no more."""
+    found = virtual_service_status(
+        WEB,
+        in_ipvs(replace(RS1, weight=0)),
+        NETWORK,
+        {("WEB", "rs1"): 0, ("WEB", "rs2"): None},
+        {},
+        operator={
+            ("WEB", "rs1"): OperatorState(Standing.DRAIN, 5.0, 9.0),
+            ("WEB", "rs2"): OperatorState(Standing.HALT, 6.0),
+        },
+    )
+    assert [(one.name, one.state, one.since, one.deadline) for one in found.real_servers] == [
+        ("rs1", "drain", 5.0, 9.0),
+        ("rs2", "halt", 6.0, None),
+    ]
+    assert [one.reason for one in found.real_servers] == [
+        "drained by the operator",
+        "halted by the operator",
+    ]
+    assert found.state == "drain"
+
+
+def test_a_halted_server_that_ipvs_still_has_is_not_foreign() -> None:
+    found = status(WEB, in_ipvs(RS1, RS2), weights={("WEB", "rs2"): None})
+    assert states(found) == {"rs1": "online", "rs2": "halt"}
 
 
 def test_whose_the_vip_is() -> None:
