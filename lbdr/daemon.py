@@ -22,9 +22,11 @@ from lbdr.datapath.notices import Change, ChangeKind
 from lbdr.director import Director
 from lbdr.drift import DriftWatch
 from lbdr.errors import ConfigError, LbdrError
+from lbdr.events import EventKind, EventLog
 from lbdr.fastpath_keeper import FastPathKeeper
 from lbdr.model import DesiredState, Key, VirtualAddress
 from lbdr.notify import notify, watchdog
+from lbdr.operations import service_key
 from lbdr.paths import Paths, exclusive
 from lbdr.reconcile import Reconciler
 from lbdr.report import Report, Scope
@@ -56,6 +58,10 @@ async def run(paths: Paths) -> None:
         state = store.load()
         kernel = await stack.enter_async_context(await Kernel.open())
         director = Director(paths, kernel, Reconciler(kernel, store, state), loaded)
+        director.events = EventLog(
+            paths.state, lambda reason: director.set_trouble("keeping events", reason)
+        )
+        stack.callback(director.events.close)
         director.network = await kernel.addresses.observe()
         _refuse_what_never_works(director)
         director.use(loaded)
@@ -92,6 +98,7 @@ class Daemon:
         self._status = ""  # as the service manager knows it
         self.fastpath = FastPathKeeper(director)
         self._came_up: set[str] = set()  # interfaces whose neighbours may have forgotten the VIPs
+        self._held: set[VirtualAddress] = set()
 
     async def serve(self) -> None:
         """Run until the director is to stop; a task that fails ends the daemon, loudly."""
@@ -109,6 +116,7 @@ class Daemon:
                         self._watch_drift(),
                         self._watch_others(),
                         self.fastpath.run(),
+                        self._keep_events(),
                         watchdog(),
                     )
                 }
@@ -129,7 +137,8 @@ class Daemon:
             await director.announcer.close()
         if director.withdrawn:
             await self.fastpath.end("withdrawn", hand_over=False)
-        log.info("stopped: %s", "all withdrawn" if director.withdrawn else "IPVS and VIPs stay")
+        left = "all withdrawn" if director.withdrawn else "IPVS and VIPs stay"
+        director.tell(EventKind.DAEMON, f"stopped: {left}")
 
     async def reload(self) -> None:
         """Read the configuration again, and put it in force where it is right.
@@ -152,7 +161,8 @@ class Daemon:
             self._forget_weights()
             director.withdrawn = False
         director.set_trouble(_REFUSED, "")
-        log.info("configuration %s is in force", director.paths.config)
+        words = f"configuration {director.paths.config} is in force"
+        director.tell(EventKind.CONFIGURATION, words)
         director.dirty.mark_everything()
 
     def _forget_weights(self) -> None:
@@ -198,11 +208,12 @@ class Daemon:
         if scope.host:
             director.network = await director.kernel.addresses.observe()
         desired = director.desired()
+        drift = self._was_in_force(desired, scope)
         try:
             report = await director.reconciler.reconcile(
                 desired,
                 scope,
-                why="drift, put back" if self._was_in_force(desired, scope) else "applied",
+                why="drift, put back" if drift else "applied",
                 network=director.network,
                 between=self._between,
             )
@@ -210,6 +221,8 @@ class Daemon:
             if scope.host:
                 await self._announce_what_is_held()
             self.fastpath.mark()
+        for operation in report.applied if drift else ():
+            director.keep(EventKind.DRIFT, operation.command, service_key(operation))
         director.take_report(report, replace(scope, without=frozenset(self._served_between)))
         if report.unfinished:
             self._try_again()
@@ -237,6 +250,11 @@ class Daemon:
         director = self._director
         director.network = await director.kernel.addresses.observe()
         held, announcer = director.held(), director.announcer
+        for vip in sorted(held - self._held, key=str):
+            director.keep(EventKind.VIP, f"{vip.address} is here, on {vip.interface}")
+        for vip in sorted(self._held - held, key=str):
+            director.keep(EventKind.VIP, f"{vip.address} is here no more")
+        self._held = held
         announcer.discard(announcer.vips - held)
         back = {vip for vip in held if vip.interface in self._came_up}
         self._came_up.clear()
@@ -325,6 +343,10 @@ class Daemon:
         self._retry_timer = None
         self._director.dirty.mark_everything()
 
+    async def _keep_events(self) -> None:
+        if self._director.events is not None:
+            await self._director.events.run()
+
     # --- watching --------------------------------------------------------------------------------
 
     async def _watch_drift(self) -> None:
@@ -335,12 +357,9 @@ class Daemon:
             await director.dirty.settled()
         configuration = director.loaded.configuration
         count = len(configuration.virtual_services)
-        log.info(
-            "director %s ready: %s, %d virtual services",
-            configuration.director.name,
-            director.role,
-            count,
-        )
+        name = configuration.director.name
+        words = f"director {name} ready: {director.role}, {count} virtual services"
+        director.tell(EventKind.DAEMON, words)
         notify("READY=1", f"STATUS={self._status}")
         watch = DriftWatch(director.kernel)
         while True:

@@ -15,6 +15,7 @@ from lbdr.datapath.kernel import Kernel
 from lbdr.desired import expand
 from lbdr.dirty import Dirty
 from lbdr.errors import Problem
+from lbdr.events import EventKind, EventLog
 from lbdr.model import DesiredState, HostNetwork, Key, Role, VirtualAddress
 from lbdr.operator_states import OperatorStates, in_force, next_deadline, overrides
 from lbdr.paths import Paths
@@ -39,6 +40,7 @@ class Director:
         trouble: what else is wrong, by subject.
         stop: set when the daemon is to end.
         withdrawn: everything of lbdr's is to leave the kernel.
+        events: where what happens is kept; None without a daemon.
     """
 
     paths: Paths
@@ -51,6 +53,7 @@ class Director:
     trouble: dict[str, str] = field(default_factory=dict)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     withdrawn: bool = False
+    events: EventLog | None = None
     _basis: tuple[object, ...] = ()
     _desired: DesiredState = field(default_factory=DesiredState)
 
@@ -128,6 +131,32 @@ class Director:
             for line in lines:
                 if line not in before:
                     log.error("%s", line)
+                    self.keep(EventKind.PROBLEM, line, subject)
+
+    def keep(
+        self, kind: EventKind, text: str, service: Key | str | None = None, real_server: str = ""
+    ) -> None:
+        """Keep an event.
+
+        Args:
+            kind: what it is about.
+            text: what happened.
+            service: its key or its name, where it is of one.
+            real_server: its name, where it is of one.
+        """
+        if self.events is None:
+            return
+        if service is not None and not isinstance(service, str):
+            wanted = self.desired().services.get(service)
+            service = wanted.name if wanted is not None else ""
+        self.events.add(kind, text, virtual_service=service or "", real_server=real_server)
+
+    def tell(
+        self, kind: EventKind, text: str, service: Key | str | None = None, real_server: str = ""
+    ) -> None:
+        """Log an event, and keep it; arguments as for `keep`."""
+        log.info("%s", text)
+        self.keep(kind, text, service, real_server)
 
     def set_trouble(self, subject: str, reason: str) -> None:
         """Keep what is wrong for status, and log it when it begins, changes and ends."""
@@ -136,9 +165,11 @@ class Director:
         if reason:
             self.trouble[subject] = reason
             log.error("%s: %s", subject, reason)
+            self.keep(EventKind.PROBLEM, f"{subject}: {reason}")
         else:
             del self.trouble[subject]
             log.info("%s: works again", subject)
+            self.keep(EventKind.PROBLEM, f"{subject}: works again")
 
     def problems(self) -> list[str]:
         """What needs somebody, a line each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,8 @@ from pydantic import BaseModel
 from lbdr import __version__
 from lbdr.control.protocol import (
     Done,
+    EventsRequest,
+    EventsResult,
     FastPathRequest,
     FastPathResult,
     OperatorRequest,
@@ -27,6 +30,7 @@ from lbdr.control.protocol import (
 )
 from lbdr.director import Director
 from lbdr.errors import ControlError
+from lbdr.events import EventKind, Wanted, read
 from lbdr.fastpath_keeper import FastPathKeeper
 from lbdr.model import Role, VirtualService
 from lbdr.operator_states import EVERYWHERE, OperatorState, changed, overrides
@@ -73,6 +77,8 @@ class Requests:
                 result = await self._weight(request)
             case OperatorRequest():
                 result = await self._operator(request)
+            case EventsRequest():
+                result = await self._events(request)
             case FastPathRequest():
                 result = await self._fast_path(request)
             case ReloadRequest():
@@ -113,7 +119,10 @@ class Requests:
         director = self._director
         operations: list[str] = []
         if role is not None or reset:
+            before = director.role
             director.reconciler.save(role=role)
+            if director.role is not before:
+                director.tell(EventKind.ROLE, f"{director.role} by the operator's word")
             if director.withdrawn:
                 director.withdrawn = False
                 director.dirty.mark_everything()
@@ -133,6 +142,10 @@ class Requests:
             else:
                 weights[virtual.name, request.real_server] = request.weight
         director.reconciler.save(weights=weights)
+        weight = "the file's" if request.weight is None else request.weight
+        for virtual in touched:
+            words = f"weight of {request.real_server} in {virtual.name}: {weight}"
+            director.tell(EventKind.OPERATOR, words, virtual.name, request.real_server)
         director.dirty.mark(virtual.key for virtual in touched if not virtual.needs_mark)
         return await self._done()
 
@@ -153,6 +166,10 @@ class Requests:
             OperatorState(request.state, now, deadline),
         )
         director.reconciler.save(operator=found)
+        words = f"{request.real_server} in {request.virtual_service or 'all'}: {request.state}"
+        if request.deadline is not None:
+            words += f", halt in {request.deadline:g} s"
+        director.tell(EventKind.OPERATOR, words, request.virtual_service, request.real_server)
         director.dirty.mark(
             virtual.key
             for virtual in virtual_services
@@ -199,7 +216,16 @@ class Requests:
         else:
             off |= {name or ""}
         director.reconciler.save(fastpath_off=off)
+        words = f"fast path {'on' if request.on else 'off'} for {name or 'all'} by the operator"
+        director.tell(EventKind.FASTPATH, words, name)
         return await self._fastpath.follow()
+
+    async def _events(self, request: EventsRequest) -> EventsResult:
+        """The last ones that are meant; reading them takes no time of the event loop's."""
+        directory = self._director.paths.state
+        wanted = Wanted(**request.model_dump(exclude={"command"}))
+        found = await asyncio.to_thread(lambda: wanted.of(read(directory)))
+        return EventsResult(events=found)
 
     async def _withdraw(self) -> Done:
         """Everything out, then the end; what the kernel refuses is tried again until it is out."""

@@ -15,6 +15,7 @@ _COMMANDS = {
     "daemon": "daemon",
     "doctor": "doctor",
     "drain": "serving",
+    "events": "events",
     "fastpath": "fastpath",
     "halt": "serving",
     "online": "serving",

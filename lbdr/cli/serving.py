@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lbdr.cli.common import director_options, json_option, print_json, reports_errors
-from lbdr.config.durations import parse_duration
+from lbdr.cli.durations import duration
 from lbdr.control import client
 from lbdr.control.protocol import Done, OperatorRequest, StatusRequest
 from lbdr.draining import QUIET, Draining, Remaining
@@ -25,20 +25,16 @@ _service = click.argument("service", required=False)
 _server = click.argument("real_server")
 
 
-def _seconds(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    seconds = parse_duration(value)
-    if not seconds:
-        raise click.BadParameter(f"{value} is no duration, such as 90s, 10m or 12h")
-    return seconds
-
-
 @click.command()
 @_server
 @_service
 @click.option("--wait", is_flag=True, help="Show what is still open, and end when it is empty.")
-@click.option("--deadline", callback=_seconds, help="Halt it after this time: 90s, 10m, 12h.")
+@click.option(
+    "--deadline",
+    metavar="DURATION",
+    callback=duration,
+    help="Halt it after this time: 90s, 10m, 12h.",
+)
 @director_options
 @json_option
 @reports_errors

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from lbdr.events import Event, EventKind
 from lbdr.model import MAX_WEIGHT, Role
 from lbdr.operator_states import Standing
 
@@ -17,6 +18,7 @@ VERSION = 1
 LINE_LIMIT = 64 << 20
 """Bytes in a line: the status of some thousands of services."""
 REQUEST_LIMIT = 1 << 16
+MOST_EVENTS = 100_000
 
 
 class _Message(BaseModel):
@@ -64,6 +66,18 @@ class OperatorRequest(_Request):
     deadline: Annotated[float, Field(gt=0)] | None = None
 
 
+class EventsRequest(_Request):
+    """What happened, the newest last; see lbdr.events.Wanted."""
+
+    command: Literal["events"] = "events"
+    last: Annotated[int, Field(gt=0, le=MOST_EVENTS)] = 50
+    after: int = 0
+    since: float = 0
+    kind: EventKind | None = None
+    virtual_service: str | None = None
+    real_server: str | None = None
+
+
 class FastPathRequest(_Request):
     """Leave a virtual service, or all, to IPVS; or have the fast path serve again."""
 
@@ -95,6 +109,7 @@ Request = (
     | RoleRequest
     | WeightRequest
     | OperatorRequest
+    | EventsRequest
     | FastPathRequest
     | PlanRequest
     | ReloadRequest
@@ -157,6 +172,12 @@ class RoleResult(_Message):
     role: Role
     configured: Role
     operations: list[str] = []
+
+
+class EventsResult(_Message):
+    """Events, the newest last."""
+
+    events: list[Event] = []
 
 
 class FastPathResult(_Message):

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from netlab import Lab
+from netlab import INTERFACE, Lab
 
-from lbdr.control.protocol import OperatorRequest, ReloadRequest
+from lbdr.control.protocol import EventsRequest, OperatorRequest, ReloadRequest
 from lbdr.operator_states import Standing
 from lbdr.status import RealServerStatus
 from tests.kernel.daemons import LBDR, VIP, WEB, Daemon, soon
@@ -175,3 +175,25 @@ def test_a_halt_cuts_and_the_others_go_on(daemon: Daemon) -> None:
         wrong = [line for line in open_.wrong() if "web1, now" not in line]
         assert wrong == []
         assert len(open_.wrong()) == open_.by_server["web1"] == 5
+
+
+def test_events_tell_what_was_done(daemon: Daemon) -> None:
+    """Of the operator, of drift, of the daemon itself; from before its restart, too."""
+    first = daemon.ask(EventsRequest(last=1))["events"][0]["number"]
+    tell(daemon, "web1", "drain", "WEB")
+    daemon.ipvsadm(f"-e -t {VIP}:80 -r {_WEB1}:80 -g -w 9")
+    soon(lambda: ipvs(daemon)[80] == 0, "drift, put back")
+    daemon.kill()
+    daemon.start()
+
+    def events() -> list[tuple[str, str, str]]:
+        found = daemon.ask(EventsRequest(after=first))["events"]
+        return [(each["kind"], each["virtual_service"], each["text"]) for each in found]
+
+    drift = f"ipvsadm -e -t {VIP}:80 -r {_WEB1}:80 -g -w 0"
+    assert events() == [
+        ("operator", "WEB", "web1 in WEB: drain"),
+        ("drift", "WEB", drift),
+        ("vip", "", f"{VIP} is here, on {INTERFACE}"),
+        ("daemon", "", "director lab ready: active, 3 virtual services"),
+    ]
