@@ -73,6 +73,7 @@ enum reason {
 #define RECORD_UNCONFIRMED 0
 #define RECORD_CONFIRMED 1
 #define RECORD_CLOSING 2
+#define RECORD_ADOPTED 3 /* confirmed, but what it sent was never seen */
 
 /* The state of a learned flow. */
 #define LEARNED_OPEN 0
@@ -83,5 +84,8 @@ enum reason {
 
 /* A first data segment lies within so many bytes of the initial sequence number. */
 #define CONFIRMING_WINDOW 65536
+
+/* What a connection sends is at most so many times 64 Ki bytes from what it sent before. */
+#define NEAR 8
 
 #endif

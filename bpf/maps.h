@@ -93,11 +93,12 @@ struct flow {
 };
 
 struct record {
-	u16 server;
+	u16 server;   /* or FALLBACK: IPVS has it */
 	u16 previous; /* where this tuple's packets went before */
 	u32 sequence; /* initial, host order */
 	u32 tick;     /* when it was last seen, about */
-	u32 state;
+	u16 state;
+	u16 sent; /* the upper half of the sequence number of what was last seen */
 };
 _Static_assert(sizeof(struct record) == 16, "xdp_layout.RECORD");
 

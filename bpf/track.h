@@ -22,6 +22,12 @@ static __always_inline int is_alive(u32 server)
 	return found && found->flags & SERVER_ALIVE;
 }
 
+/* Whether what a record names is there to have packets. */
+static __always_inline int is_there(u32 server)
+{
+	return server == SLOT_FALLBACK || is_alive(server);
+}
+
 /* A slot by its place among all tables; NULL for none. */
 static __always_inline u32 *find_slot(u32 place)
 {
@@ -33,7 +39,8 @@ static __always_inline u32 *find_slot(u32 place)
 
 /*
  * The kernel's loop for a slot whose server is drained (ip_vs_mh_get_fallback): the first slot of
- * others that is not. It depends on the client, not on the slot alone.
+ * others that is not. It depends on the client, not on the slot alone. FALLBACK where so many tries
+ * do not find it: IPVS goes on.
  */
 static __always_inline u32 fall_back(u32 table, u32 value, u32 slot)
 {
@@ -51,7 +58,7 @@ static __always_inline u32 fall_back(u32 table, u32 value, u32 slot)
 		if (current != SLOT_FALLBACK)
 			return current == SLOT_EMPTY ? NOBODY : current;
 	}
-	return NOBODY;
+	return SLOT_FALLBACK;
 }
 
 static __always_inline struct flow flow_of(struct packet *p)
@@ -98,7 +105,22 @@ static __always_inline int write_record(struct packet *p, struct record *record)
 }
 
 /*
- * Who gets a packet of a service whose slot is tracked, or NOBODY.
+ * Whether a segment is near what its connection sent before, and what is near becomes that: who
+ * does not see a connection cannot end it.
+ */
+static __always_inline int is_near(struct record *record, u32 sequence)
+{
+	u16 sent = sequence >> 16;
+
+	if ((u16)(sent - record->sent + NEAR) > 2 * NEAR)
+		return 0;
+	if (record->sent != sent)
+		record->sent = sent;
+	return 1;
+}
+
+/*
+ * Who gets a packet of a service whose slot is tracked, FALLBACK for IPVS, or NOBODY.
  *
  * A SYN begins a connection: it is the current server's, and that is written down. Anything else
  * goes where the record says, or without one to the old server, who has all the others. UDP has no
@@ -124,7 +146,7 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 	}
 	if ((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
 		if (found && found->sequence == sequence && found->state != RECORD_CLOSING &&
-		    is_alive(found->server))
+		    is_there(found->server))
 			return found->server; /* sent again */
 		if (current == NOBODY)        /* a new one is refused; open ones go on */
 			return NOBODY;
@@ -135,6 +157,7 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 			found->tick = tick;
 			found->server = current;
 			found->state = RECORD_UNCONFIRMED;
+			found->sent = sequence >> 16;
 			return current;
 		}
 		if (current == old && !anticipate)
@@ -143,24 +166,29 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 		record.previous = old;
 		record.sequence = sequence;
 		record.state = RECORD_UNCONFIRMED;
+		record.sent = sequence >> 16;
 		return write_record(p, &record) || !is_alive(old) ? current : old;
 	}
 	if (found) {
 		server = found->server;
 		if (found->state == RECORD_UNCONFIRMED) {
-			if (!is_alive(server) || !flags ||
+			if (!is_there(server) || !flags ||
 			    sequence - found->sequence > CONFIRMING_WINDOW)
 				server = found->previous;
 			else
 				found->state = RECORD_CONFIRMED;
 		}
-		if (is_alive(server)) {
+		if (is_there(server)) {
 			if (is_quoted)
 				return server;
 			if (found->state == RECORD_UNCONFIRMED) /* the packet is not its own */
 				return server;
-			if (flags & (TCP_FIN | TCP_RST))
+			if (found->state == RECORD_ADOPTED) {
+				found->sent = sequence >> 16;
+				found->state = RECORD_CONFIRMED;
+			} else if (is_near(found, sequence) && flags & (TCP_FIN | TCP_RST)) {
 				found->state = RECORD_CLOSING;
+			}
 			if (found->tick != tick)
 				found->tick = tick;
 			return server;
@@ -178,6 +206,7 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 	if (!is_tcp || decision >> 32 & SERVICE_SETTLING) {
 		record.server = record.previous = old;
 		record.sequence = sequence;
+		record.sent = sequence >> 16;
 		record.state = RECORD_CONFIRMED;
 		write_record(p, &record);
 	}
@@ -211,8 +240,11 @@ static __always_inline u32 choose(context *ctx, struct packet *p, struct service
 	if (old >= SLOT_EMPTY)
 		old = current;
 	if (word & (SLOT_TRACKED | SLOT_ANTICIPATE))
-		return tracked(ctx, p, service, decision, current, old, word & SLOT_ANTICIPATE);
-	return current;
+		current = tracked(ctx, p, service, decision, current, old, word & SLOT_ANTICIPATE);
+	if (current != SLOT_FALLBACK)
+		return current;
+	*reason = REASON_FALLBACK;
+	return NOBODY;
 }
 
 #endif

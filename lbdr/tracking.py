@@ -83,11 +83,12 @@ class Record(NamedTuple):
     """What is known of one flow.
 
     Args:
-        server: who has it.
+        server: who has it; FALLBACK for IPVS.
         previous: where this flow's packets went before its last SYN.
         sequence: initial, of that SYN.
         tick: when it was last seen, about.
         state: how far it is.
+        sent: the upper half of the sequence number of what was last seen.
     """
 
     server: int
@@ -95,6 +96,7 @@ class Record(NamedTuple):
     sequence: int
     tick: int
     state: int
+    sent: int = 0
 
     @classmethod
     def unpack(cls, value: bytes) -> Self:
@@ -271,12 +273,16 @@ def sweep(
         idle: ticks after which a flow is forgotten; UDP_IDLE for UDP.
     """
     swept = Swept()
+
+    def is_there(server: int) -> bool:
+        return server == FALLBACK or server in alive  # FALLBACK: IPVS has it
+
     for flow, value in records:
         record = Record.unpack(value)
         age = record.age(now)
         unconfirmed = record.state == RecordState.UNCONFIRMED
         closing = record.state == RecordState.CLOSING
-        dead = record.server not in alive
+        dead = not is_there(record.server)
         if not unconfirmed and (dead or age >= (CLOSING_IDLE if closing else idle)):
             swept.delete.append(flow)
             continue
@@ -284,14 +290,14 @@ def sweep(
         word = slots[place]
         current, old = word & CURRENT, word >> OLD_SHIFT
         if unconfirmed and (dead or age >= UNCONFIRMED_IDLE):
-            if record.previous == old or record.previous not in alive:
+            if record.previous == old or not is_there(record.previous):
                 swept.delete.append(flow)
                 continue
             record = _restored(record, now)
             swept.change[flow] = record.pack()
             unconfirmed = False
         if record.server == current and (
-            not unconfirmed or record.previous == current or record.previous not in alive
+            not unconfirmed or record.previous == current or not is_there(record.previous)
         ):
             if current == old and not word & ANTICIPATE:
                 swept.delete.append(flow)
@@ -330,7 +336,7 @@ def _restored(record: Record, now: int) -> Record:
         record.previous,
         record.sequence ^ _NEVER_SENT,
         now & _U32,
-        RecordState.CONFIRMED,
+        RecordState.ADOPTED,
     )
 
 

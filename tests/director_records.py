@@ -75,7 +75,7 @@ def put(
     build: Build = ip4,
 ) -> None:
     """A record of the client's."""
-    value = layout.RECORD.pack(server, previous, sequence, tick() - age, state)
+    value = layout.RECORD.pack(server, previous, sequence, tick() - age, state, sequence >> 16)
     world.maps["records"].update(place(build), value)
 
 
@@ -84,7 +84,7 @@ def get(world: World, build: Build = ip4) -> tuple[int, int, int, RecordState] |
     value = world.maps["records"].lookup(place(build))
     if value is None:
         return None
-    server, previous, sequence, seen, state = layout.RECORD.unpack(value)
+    server, previous, sequence, seen, state, _ = layout.RECORD.unpack(value)
     assert tick() - seen in {0, 1}
     return server, previous, sequence, RecordState(state)
 

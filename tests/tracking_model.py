@@ -197,6 +197,13 @@ class History:
             sequence = self._chance.getrandbits(32)
         self._deliver(self._tcp(tuple_, sequence, SYN), how)
 
+    def _blind(self, which: int, how: int) -> None:
+        """A reset by somebody who does not see the connection."""
+        found = self._find(which)
+        if found and found[1].established and self.setting.is_tcp:
+            sequence = found[1].sequence + 0x10000000 + self._chance.getrandbits(30)
+            self._deliver(self._tcp(found[0], sequence, RST), how)
+
     def _send_udp(self, tuple_: tuple[int, int], how: int) -> None:
         found = self._find_tuple(tuple_)
         client, port = tuple_
@@ -387,6 +394,7 @@ STEPS = {
     "error": 3,
     "late": 2,
     "spoof": 3,
+    "blind": 3,
     "plan": 4,
     "change": 4,
     "fail": 3,

@@ -102,6 +102,7 @@ class RecordState(IntEnum):
     UNCONFIRMED = 0
     CONFIRMED = 1
     CLOSING = 2
+    ADOPTED = 3
 
 
 # decision; ifindex, udp_until; mac, tags, tag[2]; peer, has_peer; mark, timeout: in that order
@@ -115,7 +116,7 @@ FLOW = struct.Struct("=16s2s2sI")
 FLOW4 = struct.Struct("=4s2sH")
 LEARNED = struct.Struct("=HHI")
 SERVER_KEY = struct.Struct("=I6sxx")
-RECORD = struct.Struct("=HHIII")
+RECORD = struct.Struct("=HHIIHH")
 PORT_RANGE = struct.Struct("=HHI")
 PACKET_SIZE = 80
 # For lbdr alone: which place a real server of a service has, and its last weight that was not 0.

@@ -72,7 +72,7 @@ def record(
         place = first + tracking.flow_slot(flow, size, mh_port=mh_port)
         if maps.slots[place] & tracking.CURRENT == placed.index:
             continue
-        state = RecordState.CLOSING if known.closing else RecordState.CONFIRMED
+        state = RecordState.CLOSING if known.closing else RecordState.ADOPTED
         records[flow] = tracking.Record(placed.index, placed.index, 0, now, state).pack()
         maps.slots[place] |= layout.TRACKED
     if records:

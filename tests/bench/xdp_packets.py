@@ -182,7 +182,7 @@ def _fill_flows(world: World) -> None:
     }
     records = {
         layout.flow_of(client, CLIENT_PORT, port_of(TRACKED), TRACKED): (
-            layout.RECORD.pack(n % SERVERS, n % SERVERS, 0, tick, RecordState.CONFIRMED)
+            layout.RECORD.pack(n % SERVERS, n % SERVERS, 0, tick, RecordState.CONFIRMED, 0)
         )
         for n, client in enumerate(clients)
     }

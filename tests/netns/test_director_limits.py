@@ -121,6 +121,16 @@ def test_a_syn_goes_to_the_old_server_then(
 
 @ENGINES
 @LIMITS
+def test_a_syn_that_ipvs_was_to_have_goes_to_the_old_server_then(
+    world: World, engine: Engine, limit: Callable[[World], None]
+) -> None:
+    serve(world, current=layout.FALLBACK, anticipate=True)
+    assert limited(world, engine, limit, syn()) == OLD
+    assert goes(world, engine, data()) == OLD
+
+
+@ENGINES
+@LIMITS
 def test_a_syn_goes_to_the_current_server_where_the_old_one_is_dead(
     world: World, engine: Engine, limit: Callable[[World], None]
 ) -> None:

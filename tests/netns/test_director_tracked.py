@@ -201,6 +201,62 @@ def test_an_end_closes(world: World, engine: Engine, flags: str) -> None:
 
 
 @ENGINES
+@pytest.mark.parametrize("flags", ["FA", "R", "RA"])
+@pytest.mark.parametrize("distance", [9 << 16, 1 << 31, -9 << 16])
+def test_who_does_not_see_a_connection_cannot_end_it(
+    world: World, engine: Engine, flags: str, distance: int
+) -> None:
+    """A record that closes is gone after 2 minutes; a blind reset must not do that."""
+    serve(world)
+    put(world, THIRD, CONFIRMED)
+    assert goes(world, engine, data(flags=flags, sequence=ISN + distance & 0xFFFFFFFF)) == THIRD
+    assert get(world) == (THIRD, OLD, ISN, CONFIRMED)
+    assert goes(world, engine, data(flags=flags)) == THIRD
+    assert get(world) == (THIRD, OLD, ISN, CLOSING)
+
+
+@ENGINES
+def test_an_end_is_near_what_was_sent_last(world: World, engine: Engine) -> None:
+    serve(world)
+    assert goes(world, engine, syn()) == CURRENT
+    assert goes(world, engine, data()) == CURRENT
+    sequence = ISN
+    for _ in range(40):
+        sequence = sequence + (8 << 16) & 0xFFFFFFFF
+        assert goes(world, engine, data(sequence=sequence)) == CURRENT
+    assert goes(world, engine, data(flags="FA", sequence=ISN + 1 & 0xFFFFFFFF)) == CURRENT
+    assert get(world) == (CURRENT, OLD, ISN, CONFIRMED)  # of long ago
+    assert goes(world, engine, data(flags="FA", sequence=sequence)) == CURRENT
+    assert get(world) == (CURRENT, OLD, ISN, CLOSING)
+
+
+@ENGINES
+def test_what_was_adopted_is_seen_once_before_it_ends(world: World, engine: Engine) -> None:
+    """Of IPVS's connections it is not known what they sent."""
+    serve(world)
+    put(world, THIRD, RecordState.ADOPTED, sequence=0)
+    assert goes(world, engine, data(flags="R", sequence=1 << 31)) == THIRD
+    assert get(world) == (THIRD, OLD, 0, CONFIRMED)
+    assert goes(world, engine, data(flags="R", sequence=(1 << 31) + 1)) == THIRD
+    assert get(world) == (THIRD, OLD, 0, CLOSING)
+
+
+@ENGINES
+def test_a_loop_that_finds_no_server(world: World, engine: Engine) -> None:
+    """IPVS goes on with it, and has all of that connection then, but none of the older ones."""
+    serve(world, current=layout.FALLBACK, anticipate=True)
+    assert goes(world, engine, data()) == OLD
+    assert goes(world, engine, syn()) is None
+    assert get(world) == (layout.FALLBACK, OLD, ISN, NEW)
+    assert goes(world, engine, data(sequence=ISN + (1 << 20) & 0xFFFFFFFF)) == OLD
+    assert goes(world, engine, data()) is None
+    assert get(world) == (layout.FALLBACK, OLD, ISN, CONFIRMED)
+    assert goes(world, engine, icmp_error(answer())) is None
+    assert goes(world, engine, data(flags="FA")) is None
+    assert world.reasons(SERVICE, tc=engine is Engine.TC) == {Reason.FALLBACK: 4}
+
+
+@ENGINES
 def test_a_fin_at_once_confirms_and_closes(world: World, engine: Engine) -> None:
     serve(world)
     put(world)

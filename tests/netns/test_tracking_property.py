@@ -106,6 +106,11 @@ def _skip(ticks: int) -> list[tuple[str, int, int]]:
                 [*_ADD, *_OPEN, *_all("spoof"), *_skip(80), *_SWEEP, *_all("data")],
             ),
             (
+                "a blind reset of one that is idle",
+                Protocol.TCP,
+                [*_ADD, *_OPEN, *_all("blind"), *_skip(130), *_SWEEP, *_all("data")],
+            ),
+            (
                 "a SYN sent again after a planned change",
                 Protocol.TCP,
                 [("plan", 0, 0), *_all("open"), ("change", 0, 0), *_all("again"), *_OPEN],

@@ -26,7 +26,7 @@ from lbdr.tracking import CURRENT, Record, Swept
 
 A, B, C = 10, 11, 12
 ALL = {A, B, C}
-UNCONFIRMED, CONFIRMED, CLOSING = RecordState
+UNCONFIRMED, CONFIRMED, CLOSING, ADOPTED = RecordState
 NOW = 1_000_000
 
 
@@ -184,6 +184,10 @@ B_AFTER_A = slot(B, A, TRACKED)
         (slot(A, A, TRACKED), record(A, B, UNCONFIRMED), "elsewhere"),
         (slot(A, A, TRACKED | ANTICIPATE), record(A, A, UNCONFIRMED), "stays"),
         (slot(FALLBACK, A, TRACKED), record(B, A, CONFIRMED), "elsewhere"),
+        # IPVS has it: the program's loop found no server that is not drained
+        (slot(FALLBACK, A, TRACKED), record(FALLBACK, A, CONFIRMED), "stays"),
+        (slot(A, A, TRACKED), record(FALLBACK, A, CONFIRMED), "elsewhere"),
+        (slot(A, A, TRACKED), record(FALLBACK, A, CONFIRMED, tracking.SETTLE), "goes"),
     ],
 )
 def test_sweep(word: int, found: Record, becomes: str) -> None:
@@ -211,7 +215,7 @@ def test_a_syn_to_a_dead_server_leaves_the_flow_to_who_had_it() -> None:
     restored = swept(slot(A, A, TRACKED), record(B, C, UNCONFIRMED), {A, C})
     assert isinstance(restored, Record)
     assert restored[:2] == (C, C)
-    assert restored[3:] == (NOW, CONFIRMED)
+    assert restored[3:5] == (NOW, ADOPTED)
     # the same SYN sent again is a new connection's there
     assert restored.sequence != record(B, C, UNCONFIRMED).sequence
     assert swept(slot(A, A, TRACKED), record(B, C, UNCONFIRMED), {A}) == "goes"
@@ -220,9 +224,12 @@ def test_a_syn_to_a_dead_server_leaves_the_flow_to_who_had_it() -> None:
 def test_a_syn_that_nothing_followed_leaves_the_flow_to_who_had_it() -> None:
     """A spoofed one must not take the record of an open connection with it when it expires."""
     spoofed = record(B, C, UNCONFIRMED, tracking.UNCONFIRMED_IDLE)
+    ours = spoofed._replace(previous=FALLBACK)
+    assert isinstance(restored := swept(B_AFTER_A, ours), Record)
+    assert restored.server == FALLBACK
     restored = swept(B_AFTER_A, spoofed)
     assert isinstance(restored, Record)
-    assert (restored.server, restored.state, restored.tick) == (C, CONFIRMED, NOW)
+    assert (restored.server, restored.state, restored.tick) == (C, ADOPTED, NOW)
     # it is as good as none where that is the slot's own server
     assert swept(slot(C, C, TRACKED), spoofed) == "goes"
 
@@ -324,6 +331,7 @@ _RECORDS = st.builds(
     st.integers(0, 0xFFFFFFFF),
     st.integers(NOW - tracking.SETTLE - 9, NOW + 1),
     st.sampled_from(RecordState),
+    st.just(0),
 )
 
 
