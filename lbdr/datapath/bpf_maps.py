@@ -197,6 +197,20 @@ class Map(bpf.BpfObject):
             raise self._refused("delete", -result, key)
         return True
 
+    def take(self, key: bytes) -> bytes | None:
+        """Delete an entry; the value that it had last, None where there was none.
+
+        Raises:
+            KernelError: EINVAL: the kind, or a kernel before Linux 5.14, cannot.
+        """
+        self._set_key(key)
+        result = self._element(Command.MAP_LOOKUP_AND_DELETE_ELEM, self._value_address)
+        if result == -errno.ENOENT:
+            return None
+        if result < 0:
+            raise self._refused("delete", -result, key)
+        return self._value.raw
+
     # --- all entries -----------------------------------------------------------------------------
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:

@@ -12,7 +12,7 @@ from lbdr import tracking
 from lbdr.datapath import xdp_layout as layout
 from lbdr.datapath.bpf_maps import Map
 from lbdr.datapath.xdp_layout import FastServer, FastService, Place, ServiceFlag
-from lbdr.datapath.xdp_places import PlacedService, Places, since, tick
+from lbdr.datapath.xdp_places import PlacedService, Places, tick
 from lbdr.datapath.xdp_programs import DirectorPrograms
 from lbdr.datapath.xdp_records import known_flows, record, sweep
 from lbdr.datapath.xdp_wanted import KnownFlow, WantedServer, WantedService
@@ -162,7 +162,7 @@ class FastPath:
             self._put_table(key, service, wanted.real_servers)
         if held:
             record(self._places, service, held, mh_port=ServiceFlag.MH_PORT in wanted.flags)
-        udp_until = self.maps.services[service.word + 1] >> 32
+        udp_until = self._places.udp_until(service)
         if before is not None and before != service.line:
             udp_until = tick() + tracking.UDP_IDLE
         value = FastService(
@@ -211,6 +211,8 @@ class FastPath:
             return
         owners = self._owners(key, service, servers)
         drained = {service.servers[server.address].index for server in servers if not server.weight}
+        if len(drained) == len(servers):  # nobody is to be looked for in their stead
+            owners, drained = [layout.EMPTY] * len(owners), set()
         if service.line is None:
             first = tracking.flip(tracking.no_slots(len(owners)), owners, (), drained)
             self._use(service, first, made_of)
@@ -221,7 +223,7 @@ class FastPath:
             service.made_of, service.due = made_of, None
             return
         alive = {service.servers[server.address].index for server in servers}
-        if key.protocol is Protocol.UDP and since(service.flipped) >= tracking.UDP_IDLE:
+        if key.protocol is Protocol.UDP and self._places.is_udp_over(service):
             before = tracking.settle(before)  # flows since then are the current server's
         if not self._is_due(service, before, alive):
             self.maps.write_table(service.line, tracking.anticipate(before, owners, drained))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from lbdr.datapath import xdp_layout as layout
-from lbdr.datapath.xdp_layout import ServiceFlag
+from lbdr.datapath.xdp_layout import Reason, ServiceFlag
 from lbdr.datapath.xdp_maps import DirectorMaps
 from lbdr.errors import KernelError
 from lbdr.maglev import table_size
@@ -47,6 +47,7 @@ class PlacedService:
         flipped: tick of its last change; None once no slot of it is tracked.
         due: when the table is to change, by the monotonic clock; None where it is as wanted.
         settling: whether the last part of its settle time has begun.
+        refused: records of it that could not be written, when that was last looked at.
     """
 
     index: int
@@ -56,6 +57,7 @@ class PlacedService:
     flipped: int | None = None
     due: float | None = None
     settling: bool = False
+    refused: int = 0
 
     @property
     def alive(self) -> set[int]:
@@ -142,6 +144,30 @@ class Places:
     def slots(self, line: int) -> array[int]:
         """The words of a table."""
         return read_slots(self.maps, line)
+
+    def udp_until(self, service: PlacedService) -> int:
+        """The tick until which a UDP flow without a record goes to the old server."""
+        return self.maps.services[service.word + 1] >> 32
+
+    def is_udp_over(self, service: PlacedService) -> bool:
+        """Whether UDP flows without a record are the current server's."""
+        return bool(self.udp_until(service) - tick() - 1 & 0x80000000)
+
+    def prolong_udp(self, service: PlacedService, ticks: int) -> None:
+        """Leave UDP flows without a record to the old server for so long."""
+        word = service.word + 1
+        device = self.maps.services[word] & 0xFFFFFFFF
+        self.maps.services[word] = device | (tick() + ticks & 0xFFFFFFFF) << 32
+
+    def count_refused(self, service: PlacedService) -> int:
+        """How many more records of a service could not be written than at the last call."""
+        counts, before = self.maps["reasons"], service.refused
+        first = service.index * layout.REASONS + Reason.RECORD
+        service.refused = sum(
+            counts.totals(counts.lookup(layout.U32.pack(index)) or b"")[0]
+            for index in (first, first + layout.REASONS_OF_TC)
+        )
+        return service.refused - before
 
 
 def tick() -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
 from lbdr import tracking
 from lbdr.datapath import xdp_layout as layout
+from lbdr.datapath.bpf_maps import Map
+from lbdr.datapath.bpf_wire import Update
 from lbdr.datapath.xdp_layout import RecordState, ServiceFlag
 from lbdr.datapath.xdp_places import PlacedService, Places, since, tick
 from lbdr.datapath.xdp_wanted import KnownFlow
+from lbdr.errors import KernelError
 from lbdr.maglev import table_size
 from lbdr.model import Protocol, ServiceKey
 
@@ -132,20 +135,59 @@ def _sweep_service(
         now,
         idle=idle,
     )
-    maps["records"].delete_many(swept.delete)
-    for flow, value in swept.change.items():
-        maps["records"].update(flow, value)
+    _carry_out(maps["records"], swept, dict(records))
+    _prolong(places, service, udp=udp)
     age = since(service.flipped)
-    if age >= idle:
-        # released in a later pass: a record that came since they were read is not among these
-        maps.write_table(line, tracking.settle(slots))
-        service.flipped, service.settling = now, False
-        return
+    if places.is_udp_over(service) if udp else age >= idle:
+        settled = tracking.settle(slots)
+        if not udp:
+            service.flipped, service.settling = now, False
+        if settled != slots or not udp:
+            # released in a later pass: a record that came since they were read is not among these
+            maps.write_table(line, settled)
+            return
     words = tracking.release(slots, swept.elsewhere)
     maps.write_table(line, words)
     service.settling = not udp and age >= tracking.SETTLE - tracking.SETTLING
     if not any(word & layout.TRACKED for word in words):
         service.flipped, service.settling = None, False
+
+
+def _prolong(places: Places, service: PlacedService, *, udp: bool) -> None:
+    """A flow whose record could not be written is its old server's yet, and is seen again."""
+    if not places.count_refused(service):
+        return
+    if udp:
+        if not places.is_udp_over(service):
+            places.prolong_udp(service, tracking.UDP_IDLE)
+    elif service.settling:
+        service.flipped = tick() - (tracking.SETTLE - tracking.SETTLING) & 0xFFFFFFFF
+
+
+def _carry_out(table: Map, swept: tracking.Swept, was: Mapping[bytes, bytes]) -> None:
+    """Delete and change records, but for those that a packet changed since they were read.
+
+    Args:
+        table: of the records.
+        swept: what is to be done.
+        was: the records, as they were read.
+    """
+    for flow in swept.delete:
+        if table.lookup(flow) != was[flow]:
+            continue
+        taken = table.take(flow)
+        if taken is not None and taken != was[flow]:
+            _put_back(table, flow, taken)
+    for flow, value in swept.change.items():
+        if table.lookup(flow) == was[flow]:
+            table.update(flow, value, Update.EXIST)
+
+
+def _put_back(table: Map, flow: bytes, value: bytes) -> None:
+    try:
+        table.update(flow, value, Update.NOEXIST)
+    except KernelError as error:  # a newer one is there, or others took its room
+        log.debug("fast path: %s", error)
 
 
 def _sweep_flows(places: Places, name: str, key_layout: Struct) -> None:
