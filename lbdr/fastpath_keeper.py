@@ -188,8 +188,14 @@ class FastPathKeeper:
             self.fast = await self._start()
         wanted = await self._wanted(services)
         leaving = (self.fast.keys - wanted.keys()) & desired.keys()
-        self._handed_over += await give(self.fast, leaving)
-        coming = await held(wanted.keys() - self.fast.keys)
+        others = {
+            key for key in self.fast.keys & wanted.keys() if self.fast.is_other(key, wanted[key])
+        }
+        self._handed_over += await give(self.fast, leaving | others)
+        coming = await held(wanted.keys() - self.fast.keys | others)
+        for key in others:
+            coming.setdefault(key, []).extend(self.fast.learned(key))
+            self.fast.drop(key)
         self._put(self.fast, wanted, coming, services, slow)
         if time.monotonic() - self._swept >= _SWEEP:
             await asyncio.to_thread(self.fast.sweep)

@@ -206,6 +206,24 @@ def flip(
     return flipped
 
 
+def leave(slots: Sequence[int], alive: Container[int]) -> array[int]:
+    """Slots of a service that is to be decided otherwise than by this table: by IPVS alone.
+
+    What is open and has no record stays with its old server. A new connection is nobody's here: the
+    programs record that IPVS has it.
+
+    Args:
+        slots: words, as they are.
+        alive: servers whose connections go on.
+    """
+
+    def change(word: int) -> int:
+        old = word >> OLD_SHIFT
+        return FALLBACK | TRACKED | ANTICIPATE | (old if old in alive else EMPTY) << OLD_SHIFT
+
+    return _each(change, slots)
+
+
 def settle(slots: Sequence[int]) -> array[int]:
     """Slots after the settle time: the current server has what has no record.
 

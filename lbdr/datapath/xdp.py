@@ -14,7 +14,7 @@ from lbdr.datapath.bpf_maps import Map
 from lbdr.datapath.xdp_layout import FastServer, FastService, Place, ServiceFlag
 from lbdr.datapath.xdp_places import PlacedService, Places, tick
 from lbdr.datapath.xdp_programs import DirectorPrograms
-from lbdr.datapath.xdp_records import known_flows, record, sweep
+from lbdr.datapath.xdp_records import known_flows, learned_flows, record, sweep
 from lbdr.datapath.xdp_wanted import KnownFlow, WantedServer, WantedService
 from lbdr.errors import LbdrError
 from lbdr.maglev import MaglevServer, MaglevTable
@@ -23,6 +23,7 @@ from lbdr.model import Address, Protocol, ServiceKey
 log = logging.getLogger(__name__)
 
 _NO_PLACE = Place(0, "00:00:00:00:00:00")
+_DECIDES = ServiceFlag.LEARNED | ServiceFlag.MH_PORT  # how a server is found
 _GONE = FastServer(_NO_PLACE, None, alive=False)
 
 
@@ -91,6 +92,25 @@ class FastPath:
             word & tracking.CURRENT != word >> layout.OLD_SHIFT for word in self._places.slots(line)
         )
 
+    def is_other(self, key: ServiceKey, wanted: WantedService) -> bool:
+        """Whether a service is to be decided otherwise than until now, and can be.
+
+        It is to be dropped and put anew then. One that has a table has it until its connections
+        are known: IPVS has new ones meanwhile.
+
+        Args:
+            key: of the service.
+            wanted: as it is to be.
+        """
+        service = self._services[key]
+        if service.line is None:
+            return ServiceFlag.LEARNED not in wanted.flags
+        return service.leaving and service.left
+
+    def learned(self, key: ServiceKey) -> list[KnownFlow]:
+        """The open connections of a service that were learned from IPVS."""
+        return learned_flows(self._places, key)
+
     def settle(self, key: ServiceKey) -> None:
         """Have what falls to old servers recorded from now on, until the service is put again."""
         self.maps.services[self._services[key].word] |= ServiceFlag.SETTLING << 32
@@ -154,20 +174,23 @@ class FastPath:
     ) -> None:
         for server in wanted.real_servers:
             self._put_server(service, server, wanted.vip)
-        before = service.line
-        if ServiceFlag.LEARNED in wanted.flags:
-            self._places.leave(service.line)
-            service.line, service.made_of = None, ()
-        else:
+        before, flags = service.line, wanted.flags
+        there = ServiceFlag(self.maps.services[service.word] >> 32)
+        service.leaving = before is not None and bool((there ^ flags) & _DECIDES)
+        service.left = service.left and service.leaving
+        if service.leaving:
+            flags = flags & ~_DECIDES | there & _DECIDES
+            self._leave_table(key, service, wanted.real_servers)
+        elif ServiceFlag.LEARNED not in flags:
             self._put_table(key, service, wanted.real_servers)
         if held:
-            record(self._places, service, held, mh_port=ServiceFlag.MH_PORT in wanted.flags)
+            record(self._places, service, held, mh_port=ServiceFlag.MH_PORT in flags)
         udp_until = self._places.udp_until(service)
         if before is not None and before != service.line:
             udp_until = tick() + tracking.UDP_IDLE
         value = FastService(
             wanted.vip,
-            wanted.flags | (ServiceFlag.SETTLING if service.settling else ServiceFlag(0)),
+            flags | (ServiceFlag.SETTLING if service.settling else ServiceFlag(0)),
             service.line or 0,
             udp_until & 0xFFFFFFFF,
             timeout=wanted.timeout,
@@ -231,6 +254,29 @@ class FastPath:
         self._use(service, tracking.flip(before, owners, alive, drained), made_of)
         service.flipped, service.due = tick(), None
         log.info("fast path: the table of %s changed", key)
+
+    def _leave_table(
+        self, key: ServiceKey, service: PlacedService, servers: Sequence[WantedServer]
+    ) -> None:
+        """IPVS decides otherwise than the table by now: new connections are all its own."""
+        if service.line is None:
+            return
+        before = self._places.slots(service.line)
+        alive = {service.servers[server.address].index for server in servers}
+        words = tracking.leave(before, alive)
+        if words == before:
+            service.due = None
+            return
+        begins = any(word & tracking.CURRENT != layout.FALLBACK for word in before)
+        if begins and not self._is_due(service, before, alive):
+            nobody = [layout.EMPTY] * len(before)
+            self.maps.write_table(service.line, tracking.anticipate(before, nobody))
+            return
+        self._use(service, words, ())
+        service.due = None
+        if begins:
+            service.flipped, service.settling = tick(), False
+            log.info("fast path: new connections of %s are IPVS's until those are known", key)
 
     def _use(
         self,

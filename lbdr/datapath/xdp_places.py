@@ -48,6 +48,8 @@ class PlacedService:
         due: when the table is to change, by the monotonic clock; None where it is as wanted.
         settling: whether the last part of its settle time has begun.
         refused: records of it that could not be written, when that was last looked at.
+        leaving: its table is of another scheduler than IPVS has by now, and has open connections.
+        left: it has them no more, or knows all of them.
     """
 
     index: int
@@ -58,6 +60,8 @@ class PlacedService:
     due: float | None = None
     settling: bool = False
     refused: int = 0
+    leaving: bool = False
+    left: bool = False
 
     @property
     def alive(self) -> set[int]:

@@ -22,11 +22,15 @@ log = logging.getLogger(__name__)
 
 
 def known_flows(places: Places, key: ServiceKey) -> list[KnownFlow]:
-    """The connections of an mh service that are recorded, and who has each.
+    """The connections of a service that nobody else knows, and who has each.
 
-    Nobody else knows them: they are not where the table says, or may not be after a change.
+    Those that are recorded: they are not where the table says, or may not be after a change. Those
+    that were learned, and that IPVS has forgotten since.
     """
     service = places.services[key]
+    if service.line is None:
+        timeout = places.maps.services[service.word + 5] >> 32
+        return learned_flows(places, key, least=timeout)
     servers = {placed.index: address for address, placed in service.servers.items()}
     found = []
     for flow, value in places.maps["records"].items():
@@ -34,8 +38,8 @@ def known_flows(places: Places, key: ServiceKey) -> list[KnownFlow]:
         record = tracking.Record.unpack(value)
         unconfirmed = record.state == RecordState.UNCONFIRMED
         server = servers.get(record.previous if unconfirmed else record.server)
-        if index != service.index or server is None:
-            continue
+        if index != service.index or server is None or record.server == layout.FALLBACK:
+            continue  # FALLBACK: IPVS has it since its SYN
         found.append(
             KnownFlow(
                 IPv4Address(client[:4]) if key.version == 4 else IPv6Address(client),
@@ -45,6 +49,37 @@ def known_flows(places: Places, key: ServiceKey) -> list[KnownFlow]:
                 closing=record.state == RecordState.CLOSING,
             )
         )
+    return found
+
+
+def learned_flows(places: Places, key: ServiceKey, *, least: int = 0) -> list[KnownFlow]:
+    """The open connections of a service that were learned, and who has each.
+
+    Args:
+        places: of the maps.
+        key: of the service.
+        least: ticks since IPVS last saw one.
+    """
+    service, now = places.services[key], tick()
+    servers = {placed.index: address for address, placed in service.servers.items()}
+    found = []
+    for name in ("flows4", "flows"):
+        for flow, value in places.maps[name].items():
+            server, state, seen = layout.LEARNED.unpack(value)
+            if name == "flows4":
+                client, client_port, index = layout.FLOW4.unpack(flow)
+                port = key.port
+            else:
+                client, client_port, packed, index = layout.FLOW.unpack(flow)
+                port = int.from_bytes(packed, "big")
+            age = now - seen & 0xFFFFFFFF
+            if index != service.index or server not in servers or age < least or age >> 31:
+                continue
+            if state != layout.LearnedState.OPEN:
+                continue
+            address = IPv4Address(client[:4]) if key.version == 4 else IPv6Address(client)
+            client_port = int.from_bytes(client_port, "big")
+            found.append(KnownFlow(address, client_port, port, servers[server]))
     return found
 
 
@@ -138,7 +173,10 @@ def _sweep_service(
     _carry_out(maps["records"], swept, dict(records))
     _prolong(places, service, udp=udp)
     age = since(service.flipped)
-    if places.is_udp_over(service) if udp else age >= idle:
+    is_over = places.is_udp_over(service) if udp else age >= idle
+    if service.leaving:
+        service.left = service.left or is_over
+    elif is_over:
         settled = tracking.settle(slots)
         if not udp:
             service.flipped, service.settling = now, False

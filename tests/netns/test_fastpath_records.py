@@ -12,21 +12,24 @@ import pytest
 
 from lbdr import tracking
 from lbdr.datapath import xdp_layout as layout
+from lbdr.datapath.bpf_wire import Verdict
 from lbdr.datapath.xdp import FastPath
 from lbdr.datapath.xdp_layout import Capacity, FastServer, Reason, RecordState, ServiceFlag
 from lbdr.datapath.xdp_places import tick
 from lbdr.datapath.xdp_wanted import WantedServer, WantedService
 from lbdr.maglev import table_size
-from lbdr.model import Protocol, ServiceKey
+from lbdr.model import Address, Protocol, ServiceKey
 from lbdr.tracking import Record
-from tests.director_frames import CLIENT, CLIENT_PORT, PORT, VIP
-from tests.fastpath import VIP_PLACE, World, fast_path
+from tests.director_frames import CLIENT, CLIENT_PORT, PORT, VIP, answer, icmp_error, ip4, segment
+from tests.fastpath import VIP_PLACE, Engine, World, fast_path
 from tests.guest import missing
 
 CAPACITY = Capacity(index=8, services=8, servers=64, tables=8, records=64, flows=64, devices=8)
 RIPS = [ip_address(f"192.0.2.{20 + n}") for n in range(3)]
 TCP, UDP = ServiceKey(Protocol.TCP, VIP, PORT), ServiceKey(Protocol.UDP, VIP, PORT)
-FLOW_OF = layout.flow_of
+PORT_HASH = ServiceFlag.ACTIVE | ServiceFlag.MH_PORT
+HASHED, LEARNED = ServiceFlag.ACTIVE, ServiceFlag.ACTIVE | ServiceFlag.LEARNED
+PORTS = range(1024, 1064)
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +47,28 @@ class Keeper:
     world: World
     fast: FastPath
 
-    def put(self, key: ServiceKey, *weights: int) -> None:
+    def put(self, key: ServiceKey, *weights: int, flags: ServiceFlag = PORT_HASH) -> WantedService:
         """Have a service with servers of these weights, now."""
         servers = tuple(
             WantedServer(rip, weight, FastServer(VIP_PLACE, f"02:00:00:00:01:{place:02x}"))
             for place, (rip, weight) in enumerate(zip(RIPS, weights, strict=False))
         )
-        wanted = WantedService(VIP_PLACE, ServiceFlag.ACTIVE | ServiceFlag.MH_PORT, servers)
+        wanted = WantedService(VIP_PLACE, flags, servers, 800)
         self.fast.put(key, wanted)
         service = self.fast._services[key]  # noqa: SLF001  # its clock
         if service.due is not None:
             service.due = 0.0
             self.fast.put(key, wanted)
+        return wanted
+
+    def slots(self, key: ServiceKey) -> list[int]:
+        """The words of a service's table."""
+        return list(self.fast._places.slots(self.service(key).line))  # noqa: SLF001  # to look
+
+    def goes(self, frame: bytes) -> Address | None:
+        """The server of TCP that gets a frame; None where it goes up."""
+        outcome = self.world.run(Engine.XDP, frame)
+        return None if outcome.verdict is Verdict.PASS else RIPS[outcome.data[5]]
 
     def service(self, key: ServiceKey) -> Any:
         return self.fast._services[key]  # noqa: SLF001  # its clock
@@ -84,14 +97,13 @@ class Keeper:
 
     def record(self, key: ServiceKey, record: Record) -> bytes:
         """Write a record of the client's; its flow."""
-        flow = FLOW_OF(ip_address(CLIENT), CLIENT_PORT, PORT, self.service(key).index)
+        flow = layout.flow_of(ip_address(CLIENT), CLIENT_PORT, PORT, self.service(key).index)
         self.world.maps["records"].update(flow, record.pack())
         return flow
 
     def tracked(self, key: ServiceKey) -> int:
         """Slots that are tracked."""
-        words = self.fast._places.slots(self.service(key).line)  # noqa: SLF001  # to look
-        return sum(bool(word & layout.TRACKED) for word in words)
+        return sum(bool(word & layout.TRACKED) for word in self.slots(key))
 
 
 @pytest.fixture
@@ -202,9 +214,8 @@ def test_a_process_that_restarted_settles_udp_before_it_changes(keeper: Keeper) 
     again = replace(keeper, fast=FastPath(keeper.world.programs))
     again.service(UDP).flipped = tick()
     again.put(UDP, 1, 1, 7)
-    line = again.service(UDP).line
-    before = {word & tracking.CURRENT for word in again.fast._places.slots(line)}  # noqa: SLF001
-    olds = [word >> layout.OLD_SHIFT for word in again.fast._places.slots(line)]  # noqa: SLF001
+    before = {word & tracking.CURRENT for word in again.slots(UDP)}
+    olds = [word >> layout.OLD_SHIFT for word in again.slots(UDP)]
     third = again.service(UDP).servers[RIPS[2]].index
     assert third in before
     assert olds.count(third) > len(olds) // 5  # the table before gave it a third
@@ -244,9 +255,7 @@ def test_a_record_that_is_used_again_meanwhile_stays(
     first, second, third = (keeper.service(TCP).servers[rip].index for rip in RIPS)
     old = Record(first, third, 7, long_ago(), state)
     flow = keeper.record(TCP, old)
-    word = keeper.fast._places.slots(keeper.service(TCP).line)[  # noqa: SLF001  # to look
-        tracking.flow_slot(flow, table_size(8), mh_port=True)
-    ]
+    word = keeper.slots(TCP)[tracking.flow_slot(flow, table_size(8), mh_port=True)]
     assert word >> layout.OLD_SHIFT != third
     fresh = None if becomes is None else Record(second, first, 9, tick(), becomes, 1)
     table = keeper.world.maps["records"]
@@ -290,13 +299,115 @@ def test_where_all_are_drained_nobody_is_looked_for(keeper: Keeper) -> None:
     """No loop would find a server: nothing is recorded for IPVS, which refuses new connections."""
     keeper.put(TCP, 1, 1)
     keeper.put(TCP, 0, 0)
-    words = keeper.fast._places.slots(keeper.service(TCP).line)  # noqa: SLF001  # to look
+    words = keeper.slots(TCP)
     alive = keeper.service(TCP).alive
     assert {word & tracking.CURRENT for word in words} == {layout.EMPTY}
     assert {word >> layout.OLD_SHIFT for word in words} == alive
     assert keeper.tracked(TCP) == len(words)
     keeper.put(TCP, 1, 0)
-    words = keeper.fast._places.slots(keeper.service(TCP).line)  # noqa: SLF001  # to look
+    words = keeper.slots(TCP)
     assert {word & tracking.CURRENT for word in words} >= {layout.FALLBACK}
     assert layout.EMPTY not in {word & tracking.CURRENT for word in words}
     assert {word >> layout.OLD_SHIFT for word in words} == alive
+
+
+# --- a service that is to be decided otherwise ----------------------------------------------------
+
+
+def syn(port: int) -> bytes:
+    return ip4(segment("S", sport=port, seq=7))
+
+
+def data(port: int, sequence: int = 8) -> bytes:
+    return ip4(segment(sport=port, seq=sequence))
+
+
+@pytest.mark.parametrize("becomes", [LEARNED, HASHED])
+def test_another_scheduler_has_the_new_connections_alone(
+    keeper: Keeper, becomes: ServiceFlag
+) -> None:
+    """An open one stays where it is, with or without a record; IPVS never heard of it."""
+    keeper.put(TCP, 1, 1)
+    before = {port: keeper.goes(data(port)) for port in PORTS}
+    assert set(before.values()) == set(RIPS[:2])
+    wanted = keeper.put(TCP, 1, 1, flags=becomes)
+    for port in PORTS:
+        assert keeper.goes(data(port)) == before[port]
+        assert (
+            keeper.goes(icmp_error(answer(payload=segment(sport=PORT, dport=port))))
+            == (before[port])
+        )
+    for port in PORTS[:10]:  # used again
+        assert keeper.goes(syn(port)) is None
+        assert keeper.goes(data(port, 1 << 30)) == before[port]
+        assert keeper.goes(data(port)) is None
+        assert keeper.goes(syn(port)) is None
+        assert keeper.goes(data(port)) is None
+    keeper.fast.sweep()
+    assert not keeper.fast.is_other(TCP, wanted)
+    assert [keeper.goes(data(port)) for port in PORTS[10:]] == [before[p] for p in PORTS[10:]]
+    assert [keeper.goes(data(port)) for port in PORTS[:10]] == [None] * 10
+    # another process goes on with it
+    again = replace(keeper, fast=FastPath(keeper.world.programs))
+    again.put(TCP, 1, 1, flags=becomes)
+    assert [again.goes(data(port)) for port in PORTS[10:]] == [before[p] for p in PORTS[10:]]
+    assert [again.goes(data(port)) for port in PORTS[:10]] == [None] * 10
+
+
+def test_its_table_goes_once_what_is_open_is_known(keeper: Keeper) -> None:
+    keeper.put(TCP, 1, 1)
+    before = {port: keeper.goes(data(port)) for port in PORTS}
+    wanted = keeper.put(TCP, 1, 1, flags=LEARNED)
+    keeper.older(TCP, tracking.SETTLE - tracking.SETTLING)
+    keeper.fast.sweep()
+    keeper.put(TCP, 1, 1, flags=LEARNED)
+    for port in PORTS[:20]:
+        assert keeper.goes(data(port)) == before[port]
+    assert keeper.goes(syn(PORTS[0] - 1)) is None  # IPVS has it
+    keeper.older(TCP, tracking.SETTLING - 5)
+    keeper.fast.sweep()
+    assert not keeper.fast.is_other(TCP, wanted)
+    keeper.older(TCP, 5)
+    keeper.fast.sweep()
+    assert keeper.fast.is_other(TCP, wanted)
+    known = keeper.fast.known_flows(TCP)
+    assert {flow.client_port: flow.server for flow in known} == {p: before[p] for p in PORTS[:20]}
+
+
+def test_a_server_that_fails_then_leaves_its_own_to_ipvs(keeper: Keeper) -> None:
+    keeper.put(TCP, 1, 1)
+    before = {port: keeper.goes(data(port)) for port in PORTS}
+    keeper.put(TCP, 1, 1, flags=LEARNED)
+    keeper.put(TCP, 1, flags=LEARNED)
+    for port in PORTS:
+        assert keeper.goes(data(port)) == (RIPS[0] if before[port] == RIPS[0] else None)
+
+
+def test_the_scheduler_that_it_had_is_back(keeper: Keeper) -> None:
+    keeper.put(TCP, 1, 1)
+    before = {port: keeper.goes(data(port)) for port in PORTS}
+    keeper.put(TCP, 1, 1, flags=LEARNED)
+    assert keeper.goes(syn(PORTS[0])) is None
+    keeper.put(TCP, 1, 1)
+    assert not keeper.service(TCP).leaving
+    for port in PORTS:
+        assert keeper.goes(data(port)) == (None if port == PORTS[0] else before[port])
+    assert keeper.goes(syn(PORTS[1])) == before[PORTS[1]]
+
+
+def test_learned_flows_that_ipvs_has_forgotten_are_known(keeper: Keeper) -> None:
+    """They must not get lost when IPVS is to have them again, or a table."""
+    wanted = keeper.put(TCP, 1, 1, flags=LEARNED)
+    flows, service = keeper.world.maps["flows4"], keeper.service(TCP)
+    server = service.servers[RIPS[1]].index
+    for port, age, state in ((1, 799, 0), (2, 800, 0), (3, 900, 0), (4, 900, 1)):
+        flow = layout.FLOW4.pack(ip_address(CLIENT).packed, port.to_bytes(2, "big"), service.index)
+        value = layout.LEARNED.pack(server, state, tick() - age & 0xFFFFFFFF)
+        flows.update(flow, value)
+    assert {(one.client_port, one.server) for one in keeper.fast.known_flows(TCP)} == {
+        (2, RIPS[1]),
+        (3, RIPS[1]),
+    }
+    assert {one.client_port for one in keeper.fast.learned(TCP)} == {1, 2, 3}
+    assert not keeper.fast.is_other(TCP, wanted)
+    assert keeper.fast.is_other(TCP, replace(wanted, flags=PORT_HASH))
