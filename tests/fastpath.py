@@ -150,8 +150,7 @@ class World:
             self._zero("served", index)
         self._zero("guard", 0)
         for name in _HASHES:
-            for key in self.maps[name].keys():  # noqa: SIM118  # it is no dict
-                self.maps[name].delete(key)
+            self.maps[name].delete_many(self.maps[name].keys())
         self.addresses.clear()
         self.maps.write_vips(())
         self._used_services = {0}
