@@ -13,10 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
+from lbdr import mh_verdict
 from lbdr.control.protocol import FastPathResult
-from lbdr.datapath import ipvs_text, mh_check, xdp_redirects
+from lbdr.datapath import ipvs_text, xdp_redirects
 from lbdr.datapath import routes as rtnetlink
 from lbdr.datapath.bpf_links import device as device_name
+from lbdr.datapath.mh_check import MhOutcome
 from lbdr.datapath.neighbours import Neighbours
 from lbdr.datapath.xdp import FastPath
 from lbdr.datapath.xdp_attach import Attachment, Attachments
@@ -70,7 +72,8 @@ class FastPathKeeper:
         self._swept = 0.0
         self._open = ExitStack()
         self._neighbours = Neighbours()
-        self._mh: Mh | None = None
+        self._mh = Mh()
+        self._compared = False
         self._index = DEFAULT_INDEX
         self.state = FastPathState()
         self._attachments: Attachments | None = None
@@ -176,11 +179,10 @@ class FastPathKeeper:
             await self.end("`fastpath: off` in the file")
             return
         desired = director.desired().services
-        if self._mh is None and any(is_table(service) for service in desired.values()):
-            self._mh, self._index = await _compare_mh()
+        if not self._compared and any(is_table(service) for service in desired.values()):
+            await self._compare_mh()
         left = director.reconciler.state.fastpath_off
-        mh = self._mh or Mh()
-        services, slow = chosen(desired, configuration.virtual_services, mh, left)
+        services, slow = chosen(desired, configuration.virtual_services, self._mh, left)
         if self.fast is None:
             if not services:
                 self.state = FastPathState(reason="no service can use it", slow=slow)
@@ -202,6 +204,16 @@ class FastPathKeeper:
             self._swept = time.monotonic()
         devices = await self._attach(self.fast, wanted.values())
         self.state = FastPathState("", slow, devices)
+
+    async def _compare_mh(self) -> None:
+        """Find out whether the running kernel's mh is lbdr's; asked again while nobody may try."""
+        verdict = await asyncio.to_thread(mh_verdict.find, self._director.paths)
+        forbidden = verdict.outcome is MhOutcome.FORBIDDEN
+        found = Mh(verdict.versions) if verdict.agrees else Mh(reason=verdict.reason)
+        if found.reason and found != self._mh:
+            level = logging.INFO if forbidden else logging.ERROR  # who runs it so does without
+            log.log(level, "mh services run on IPVS alone: %s", verdict.reason)
+        self._mh, self._index, self._compared = found, verdict.index, not forbidden
 
     async def _wanted(
         self, services: Mapping[ServiceKey, Service]
@@ -346,12 +358,3 @@ class FastPathKeeper:
 
 def _words(reasons: Mapping[Reason, int]) -> dict[str, int]:
     return {reason.name.lower(): count for reason, count in reasons.items()}
-
-
-async def _compare_mh() -> tuple[Mh, int]:
-    """Whether the running kernel's mh is lbdr's, and its table's index."""
-    verdict = await asyncio.to_thread(mh_check.probe, mh_check.table_index())
-    if not verdict.agrees:
-        log.error("mh services run on IPVS alone: %s", verdict.reason)
-        return Mh(reason=verdict.reason), verdict.index
-    return Mh(verdict.versions), verdict.index

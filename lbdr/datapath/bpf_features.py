@@ -32,6 +32,16 @@ class Features:
     xdp_frags: bool
 
 
+def require_loading() -> None:
+    """Require that this process may load programs.
+
+    Raises:
+        PrivilegeError: it may not.
+        KernelError: the kernel has none.
+    """
+    Program.load(_PASS, ProgramKind.XDP, name="lbdr_probe").close()
+
+
 def probe() -> Features:
     """Try what this kernel can, on lo of a network namespace that ends with the call.
 

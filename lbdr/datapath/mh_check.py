@@ -30,7 +30,7 @@ from pathlib import Path
 
 from lbdr.datapath import ipvs_connections, namespace
 from lbdr.datapath.ipvs import Ipvs
-from lbdr.errors import KernelError, LbdrError
+from lbdr.errors import KernelError, LbdrError, PrivilegeError
 from lbdr.maglev import DEFAULT_INDEX, TABLE_SIZES, MaglevServer, MaglevTable
 from lbdr.model import Address, Protocol, RealServer, Service, ServiceKey, endpoint, family
 from lbdr.operations import AddRealServer, AddService, IpvsOperation, SetRealServer
@@ -62,6 +62,7 @@ class MhOutcome(StrEnum):
     NO_IPVS = "no-ipvs"
     NO_SCHEDULER = "no-scheduler"
     UNTESTED = "untested"
+    FORBIDDEN = "forbidden"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +157,10 @@ def probe(index: int | None = None) -> MhVerdict:
     except _NoSchedulerError as error:
         return MhVerdict(MhOutcome.NO_SCHEDULER, expected, reason=error.message)
     except LbdrError as error:
+        forbidden = isinstance(error, PrivilegeError)
+        outcome = MhOutcome.FORBIDDEN if forbidden else MhOutcome.UNTESTED
         reason = f"IPVS's mh could not be tried: {error.message}"
-        return MhVerdict(MhOutcome.UNTESTED, expected, reason=reason)
+        return MhVerdict(outcome, expected, reason=reason)
     return _judge(cases, expected, () if index else _INDEXES)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lbdr.datapath import bpf, xdp_layout, xdp_loader
+from lbdr.datapath import bpf, bpf_features, xdp_layout, xdp_loader
 from lbdr.datapath.bpf_fs import ensure_bpffs
 from lbdr.datapath.bpf_programs import Program
 from lbdr.datapath.bpf_wire import ProgramKind
@@ -123,16 +123,8 @@ def prepare(root: Path) -> Path:
         KernelError: not bpffs, or others may enter it.
         PrivilegeError: the caller may not.
     """
-    ensure_bpffs(root)
     directory = root / f"v{xdp_layout.SCHEMA}"
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno in _FORBIDDEN:
-            raise PrivilegeError(
-                f"mkdir {directory}: {error.strerror}", hint=f"run as root, who may write {root}"
-            ) from error
-        raise bpf.refused(f"mkdir {directory}", error.errno or 0) from error
+    make_directory(directory)
     owner = directory.stat()
     if owner.st_uid != os.geteuid() or owner.st_mode & 0o077:
         raise KernelError(
@@ -142,7 +134,29 @@ def prepare(root: Path) -> Path:
     return directory
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory on bpffs, where there is none.
+
+    Raises:
+        KernelError: not bpffs.
+        PrivilegeError: the caller may not.
+    """
+    ensure_bpffs(directory)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _FORBIDDEN:
+            raise PrivilegeError(
+                f"mkdir {directory}: {error.strerror}",
+                hint=f"run as root, who may write {directory.parent}",
+            ) from error
+        raise bpf.refused(f"mkdir {directory}", error.errno or 0) from error
+
+
 def _load(directory: Path, maps: DirectorMaps, macros: dict[str, int], *, frags: bool) -> None:
+    # compiling takes seconds, and without the right to load it is in vain
+    bpf_features.require_loading()
+
     def job(*, frags: bool) -> xdp_loader.Job:
         return xdp_loader.Job(
             maps={name: str(directory / name) for name in maps},
