@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 import click
 
+from lbdr import fastpath_pins
 from lbdr.cli.common import director_options, json_option, print_json, reports_errors
+from lbdr.cli.logs import set_up
+from lbdr.config.load import load as load_file
 from lbdr.control import client
 from lbdr.control.protocol import FastPathRequest, FastPathResult
+from lbdr.model import FastPathUse
 from lbdr.paths import Paths
 
+_SERVICE = click.argument("service", required=False)
 
-@click.command()
-@click.argument("switch", type=click.Choice(["on", "off"]))
-@click.argument("service", required=False)
-@director_options
-@json_option
-@reports_errors
-def fastpath(*, switch: str, service: str | None, paths: Paths, as_json: bool) -> None:
-    """Leave a virtual service, or all of them, to IPVS, or have XDP forward again.
+
+@click.group()
+def fastpath() -> None:
+    """Leave virtual services to IPVS, have XDP forward again, or load its programs.
 
     Open connections go on with the server they have: IPVS is given those that it would place
     elsewhere. The switch is kept when the daemon restarts.
@@ -27,7 +31,62 @@ def fastpath(*, switch: str, service: str | None, paths: Paths, as_json: bool) -
       lbdr fastpath off
       lbdr fastpath on
     """
-    request = FastPathRequest(on=switch == "on", virtual_service=service)
+
+
+@fastpath.command()
+@_SERVICE
+@director_options
+@json_option
+@reports_errors
+def off(*, service: str | None, paths: Paths, as_json: bool) -> None:
+    """Leave a virtual service, or all of them, to IPVS."""
+    _switch(paths, service, on=False, as_json=as_json)
+
+
+@fastpath.command()
+@_SERVICE
+@director_options
+@json_option
+@reports_errors
+def on(*, service: str | None, paths: Paths, as_json: bool) -> None:
+    """Have XDP and tc forward a virtual service, or all of them, again."""
+    _switch(paths, service, on=True, as_json=as_json)
+
+
+@fastpath.command()
+@director_options
+@json_option
+@reports_errors
+def load(*, paths: Paths, as_json: bool) -> None:
+    """Load the programs, for a daemon that may not.
+
+    They are pinned, and the daemon adopts them. The systemd unit has root run it before the daemon,
+    and at each reload. It compares the kernel's mh with lbdr's table, too, and leaves the verdict.
+    It attaches nothing; what is loaded already stays.
+    """
+    set_up(None, logging.WARNING)
+    fastpath_pins.prepare_root(paths)
+    said = {"mh": "", "programs": ""}
+    if load_file(paths.config).configuration.director.fastpath is FastPathUse.OFF:
+        said["programs"] = "not loaded: `fastpath: off` in the file"
+    else:
+        try:
+            verdict, there = asyncio.run(fastpath_pins.load(paths))
+        except fastpath_pins.InUseError:
+            said["programs"] = "a daemon uses them"
+        else:
+            said["mh"] = verdict.outcome.value
+            said["programs"] = "there already" if there else "loaded"
+            if verdict.reason and not as_json:
+                click.echo(verdict.reason, err=True)
+    if as_json:
+        print_json(said)
+        return
+    click.echo(f"programs of the fast path: {said['programs']}")
+
+
+def _switch(paths: Paths, service: str | None, *, on: bool, as_json: bool) -> None:
+    request = FastPathRequest(on=on, virtual_service=service)
     result = FastPathResult.model_validate(client.ask(paths, request).result)
     if as_json:
         print_json(result.model_dump(mode="json"))

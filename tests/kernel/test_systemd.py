@@ -1,10 +1,12 @@
-"""The unit of the package, under a real systemd: hardened, watched, and started again."""
+"""The unit of the package, under a real systemd: hardened, watched, and started again.
+
+Here on a machine without BPF: IPVS forwards. The fast path of the unit is in test_systemd_fastpath.
+"""
 
 from __future__ import annotations
 
 import grp
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +19,11 @@ from lbdr.control.protocol import (
     Request,
     StatusRequest,
 )
-from lbdr.paths import Paths
 from lbdr.status import Status
 from tests.kernel.daemon_traffic import Load, Wire, real_servers, request
-from tests.kernel.daemons import LBDR, VIP, VIP6, WEB, configuration, soon
+from tests.kernel.daemons import LBDR, VIP, VIP6, WEB, configuration
+from tests.kernel.systemd import CONFIG, GROUP, PATHS, Systemd, running
 
-GROUP = "lbdr"
-UNIT = Path(__file__).parents[2] / "scripts" / "lib" / "lbdr.service"
-SYSTEMD = "/lib/systemd/systemd"
-PATHS = Paths()  # the unit's directories are those of the system: of the guest's
-CONFIG = Path("/run/lbdr-test.yaml")  # not in /tmp, of which the unit has its own
 SIX = {"address": VIP6, "ports": [80], "real_servers": ["six1", "six2"]}
 SERVICES = {"WEB": WEB, "SIX": SIX}
 
@@ -46,110 +43,21 @@ def gid() -> Iterator[int]:
     subprocess.run(["groupdel", GROUP], check=True)
 
 
-class Systemd:
-    """A systemd on the director of a lab, with lbdr.service and what that needs, and no more.
-
-    It is the first process of a namespace of its own; the unit's directories are the guest's.
-
-    Args:
-        lab: built.
-        directory: for its units.
-    """
-
-    def __init__(self, lab: Lab, directory: Path) -> None:
-        self._units = directory
-        self._process = lab.popen("director", [*self._command()], stderr=subprocess.DEVNULL)
-
-    def _command(self) -> list[str]:
-        """A systemd that knows our units alone, so that nothing else of this machine starts."""
-        bare = "[Unit]\nDefaultDependencies=no\n"
-        for name in ("sysinit", "basic", "shutdown", "umount", "network-online", "multi-user"):
-            (self._units / f"{name}.target").write_text(bare)
-        shutil.copy(UNIT, self._units)
-        added = self._units / "lbdr.service.d"
-        added.mkdir()
-        (added / "test.conf").write_text(
-            "[Service]\n"
-            f"ExecStart=\nExecStart={LBDR} daemon {CONFIG}\n"
-            f"ExecReload=\nExecReload={LBDR} reload\n"
-            "ProtectHome=no\nPrivateTmp=no\n"  # the project may be there
-            f"WatchdogSec=2\nRestartSec=100ms\nStandardError=append:{self._units / 'log'}\n"
-        )
-        environment = [
-            "env",
-            *("-i", "container=lbdr", f"PATH={os.environ['PATH']}"),
-            f"SYSTEMD_UNIT_PATH={self._units}",
-        ]
-        own = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
-        return [*own, *environment, SYSTEMD, "--unit=multi-user.target", "--show-status=no"]
-
-    def ctl(self, *words: str, check: bool = True) -> str:
-        """What systemctl says."""
-        return self._run("systemctl", *words, check=check).strip()
-
-    def inside(self, path: str) -> str:
-        """A file as the namespace has it."""
-        return self._run("cat", path)
-
-    def _run(self, *command: str, check: bool = True) -> str:
-        """Run a command beside systemd, in its namespace."""
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
-        done = subprocess.run(
-            ["nsenter", f"--target={children.strip()}", "--pid", "--mount", *command],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert not (check and done.returncode), f"{done.stdout}{done.stderr}{self.log()}"
-        return done.stdout
-
-    def show(self, name: str) -> str:
-        """A property of the service."""
-        return self.ctl("show", "lbdr", f"--property={name}", "--value")
-
-    def runs(self) -> bool:
-        """Whether it has come up."""
-        return self.ctl("is-system-running", check=False) in ("running", "degraded")
-
-    def log(self) -> str:
-        """What the service logged."""
-        path = self._units / "log"
-        return path.read_text() if path.exists() else ""
-
-    def wait(self, **properties: str) -> None:
-        """Wait until properties of the service have values."""
-        names = ",".join(properties)
-        wanted = {f"{name}={value}" for name, value in properties.items()}
-        soon(
-            lambda: wanted == set(self.ctl("show", "lbdr", f"--property={names}").splitlines()),
-            f"{properties} of {self.ctl('status', 'lbdr', check=False)}{self.log()}",
-            timeout=40,
-        )
-
-    def close(self) -> None:
-        """End it with everything in its namespace."""
-        self._process.kill()
-        self._process.wait(10)
-
-
 @pytest.fixture(scope="module")
 def systemd(lab: Lab, gid: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
-    """With the service started; the tests go on from each other."""
+    """With the service started; the tests go on from each other.
+
+    Nothing of the fast path can be had: nobody loads it, and bpf(2) is forbidden.
+    """
     assert gid
-    cgroups = Path("/sys/fs/cgroup")
-    if not (cgroups / "cgroup.procs").exists():
-        subprocess.run(["mount", "-t", "cgroup2", "none", cgroups], check=True)
     CONFIG.write_text(configuration(SERVICES, drift_check="200ms", fastpath="auto"))
-    built = Systemd(lab, tmp_path_factory.mktemp("units"))
-    try:
-        soon(built.runs, "systemd is up", timeout=40)
+    built = Systemd(
+        lab,
+        tmp_path_factory.mktemp("units"),
+        *("ExecStartPre=", "ExecReload=", f"ExecReload={LBDR} reload", "SystemCallFilter=~bpf"),
+    )
+    with running(built):
         yield built
-    finally:
-        built.close()
-        CONFIG.unlink()
-        for directory in (PATHS.run, PATHS.state):
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def ask(request: Request) -> dict[str, object]:
@@ -174,7 +82,9 @@ def test_the_unit_starts_a_director_that_serves(systemd: Systemd, lab: Lab, gid:
     status = Status.model_validate(ask(StatusRequest()))
     assert status.problems == []  # without a right to BPF IPVS forwards, and that is said
     assert status.fastpath.state == "off"
-    assert status.fastpath.reason.startswith("mkdir /sys/fs/bpf/lbdr/")
+    assert status.fastpath.reason.startswith("the fast path is not loaded: ")
+    assert "lbdr fastpath load" in status.fastpath.reason
+    assert not PATHS.bpf.exists() or not [*PATHS.bpf.glob("*/*")]
     found = PATHS.socket.stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, gid, 0o660)
     with lab.entered("director"):
