@@ -22,7 +22,7 @@ from lbdr.datapath.bpf_fs import mount_bpffs, on_bpffs
 from lbdr.datapath.mh_check import MhVerdict
 from lbdr.datapath.neighbours import Neighbours
 from lbdr.datapath.xdp import FastPath
-from lbdr.datapath.xdp_layout import SCHEMA, Capacity
+from lbdr.datapath.xdp_layout import Capacity
 from lbdr.datapath.xdp_programs import DirectorPrograms, make_directory, prepare
 from lbdr.errors import KernelError, LbdrError, PrivilegeError
 from lbdr.paths import Paths
@@ -37,8 +37,8 @@ class InUseError(KernelError):
 
 
 def is_there(paths: Paths) -> bool:
-    """Whether something is pinned for this network namespace."""
-    return _directory(paths).is_dir()
+    """Whether something is pinned for this network namespace, by whatever version."""
+    return bool(_directories(paths))
 
 
 async def open_pinned(paths: Paths, capacity: Capacity) -> tuple[FastPath, bool, ExitStack]:
@@ -57,7 +57,8 @@ async def open_pinned(paths: Paths, capacity: Capacity) -> tuple[FastPath, bool,
     """
     with _explained(), ExitStack() as stack:
         _mount(paths)
-        directory = prepare(_directory(paths).parent)
+        directory = prepare(_root(paths))
+        await _forget_others(paths, directory)
         stack.enter_context(_alone_in(directory))
         there = _pins(directory)
         try:
@@ -117,8 +118,8 @@ async def remove(paths: Paths) -> None:
     Raises:
         PrivilegeError, KernelError: something cannot be detached.
     """
-    if is_there(paths):
-        await xdp_attach.remove(_directory(paths), await rtnetlink.links())
+    for directory in _directories(paths):
+        await xdp_attach.remove(directory, await rtnetlink.links())
     await Neighbours().forget()
 
 
@@ -146,12 +147,25 @@ async def _take_away(directory: Path, *, told: bool) -> None:
         log.warning("what was pinned in %s is taken away: it cannot be used", directory)
 
 
+async def _forget_others(paths: Paths, directory: Path) -> None:
+    """Take away what a version with another layout of the maps left: it cannot be adopted."""
+    for other in _directories(paths):
+        if other != directory:
+            with _alone_in(other):
+                await _take_away(other, told=True)
+
+
 def _pins(directory: Path) -> bool:
     return any(directory.iterdir())
 
 
-def _directory(paths: Paths) -> Path:
-    return paths.bpf / str(namespace.namespace_id()) / f"v{SCHEMA}"
+def _root(paths: Paths) -> Path:
+    return paths.bpf / str(namespace.namespace_id())
+
+
+def _directories(paths: Paths) -> list[Path]:
+    """Those that versions of lbdr have made; each layout has its own."""
+    return sorted(_root(paths).glob("v*"))
 
 
 @contextmanager

@@ -119,6 +119,21 @@ def test_what_cannot_be_used_is_taken_away(lab: Lab, paths: Paths) -> None:
         assert not lab.run("director", command).stdout
 
 
+def test_what_has_another_layout_is_taken_away(lab: Lab, paths: Paths) -> None:
+    """A device runs one program: the next version could not attach its own."""
+    load(lab, paths)
+    adopt(lab, paths)
+    (directory,) = paths.bpf.glob("*/v*")
+    older = directory.rename(directory.with_name("v0"))
+    with _alone_in(older):  # its daemon runs
+        assert load(lab, paths)["programs"] == "a daemon uses them"
+    assert [*older.glob("xdp-*")]
+    assert load(lab, paths)["programs"] == "loaded"
+    assert [*paths.bpf.glob("*/v*")] == [directory]
+    assert "xdp" not in lab.run("director", ["ip", "link", "show", INTERFACE]).stdout
+    assert adopt(lab, paths).stdout.startswith("True True ")
+
+
 def test_a_file_without_a_fast_path_loads_nothing(lab: Lab, paths: Paths) -> None:
     """But the directory is there: a daemon that is confined to it may need it later."""
     configure(paths, fastpath="off")
