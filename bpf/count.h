@@ -3,7 +3,15 @@
 #ifndef LBDR_COUNT_H
 #define LBDR_COUNT_H
 
+#include "explain.h"
 #include "packet.h"
+
+#ifdef DIRECTOR_EXPLAIN
+
+#define count_reason(service, reason) say_reason(reason)
+#define count_served(server, bytes)
+
+#else
 
 static __always_inline void count_reason(u32 service, u32 reason)
 {
@@ -17,6 +25,18 @@ static __always_inline void count_reason(u32 service, u32 reason)
 	if (count)
 		(*count)++;
 }
+
+static __always_inline void count_served(u32 server, u32 bytes)
+{
+	struct served *served = map_lookup(MAP(served), &server);
+
+	if (served) {
+		served->packets++;
+		served->bytes += bytes;
+	}
+}
+
+#endif
 
 /*
  * A packet that IPVS is to have, with the mark by which it knows the service. Without IPVS the
@@ -39,16 +59,6 @@ static __always_inline int pass_up(struct packet *p, u32 reason)
 {
 	count_reason(p->service, reason);
 	return VERDICT_PASS;
-}
-
-static __always_inline void count_served(u32 server, u32 bytes)
-{
-	struct served *served = map_lookup(MAP(served), &server);
-
-	if (served) {
-		served->packets++;
-		served->bytes += bytes;
-	}
 }
 
 #endif

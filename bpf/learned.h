@@ -26,8 +26,8 @@ static __always_inline struct learned *find_learned(struct flow *flow, u64 decis
 {
 	struct flow4 flow4 = flow4_of(flow);
 
-	return is_small(decision, version) ? map_lookup(MAP(flows4), &flow4)
-					   : map_lookup(MAP(flows), flow);
+	return say_learned(is_small(decision, version) ? map_lookup(MAP(flows4), &flow4)
+						       : map_lookup(MAP(flows), flow));
 }
 
 static __always_inline void remember(struct flow *flow, struct learned *learned, u64 decision,
@@ -98,7 +98,7 @@ static __always_inline u32 recall(context *ctx, struct packet *p, struct service
 		*reason = REASON_REFRESH;
 		return NOBODY;
 	}
-	return flow->server;
+	return say_by(BY_LEARNED, flow->server);
 }
 
 #endif

@@ -111,6 +111,9 @@ static __always_inline int exchange_tags(context *ctx, struct packet *p, struct 
 /* Whether a server's device is there: the map forgets one that is gone. */
 static __always_inline int is_reachable(struct server *server, u64 flags)
 {
+#ifdef DIRECTOR_EXPLAIN
+	return 1; /* tc ingress has what XDP does not reach */
+#endif
 	return flags & SERVER_SAME_DEVICE || map_lookup(MAP(devices), &server->device);
 }
 
@@ -137,6 +140,7 @@ static __always_inline int forward(context *ctx, struct packet *p, u64 decision,
 
 	if (!server)
 		return pass(ctx, p, decision, REASON_NO_SERVER);
+	say_server(index, server);
 	/* MAC and flags in one load, as they are written */
 	destination = *(volatile u64 *)server->mac;
 	if ((destination >> 48 & (SERVER_PLAIN | SERVER_LOCAL)) != SERVER_PLAIN) {

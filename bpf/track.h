@@ -55,6 +55,7 @@ static __always_inline u32 fall_back(u32 table, u32 value, u32 slot)
 		if (!found)
 			return NOBODY;
 		current = *found & SLOT_CURRENT;
+		say_tries(i + 1);
 		if (current != SLOT_FALLBACK)
 			return current == SLOT_EMPTY ? NOBODY : current;
 	}
@@ -75,7 +76,7 @@ static __always_inline struct record *find_record(struct packet *p)
 {
 	struct flow flow = flow_of(p);
 
-	return map_lookup(MAP(records), &flow);
+	return say_record(map_lookup(MAP(records), &flow));
 }
 
 /* Whether one more record may be written on this CPU in this tick. */
@@ -86,6 +87,9 @@ static __always_inline int may_record(u32 tick)
 
 	if (!guard)
 		return 0;
+#ifdef DIRECTOR_EXPLAIN
+	return guard->tick != tick || guard->written < RECORDS_PER_TICK;
+#endif
 	if (guard->tick != tick) {
 		guard->tick = tick;
 		guard->written = 0;
@@ -147,8 +151,8 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 	if ((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
 		if (found && found->sequence == sequence && found->state != RECORD_CLOSING &&
 		    is_there(found->server))
-			return found->server; /* sent again */
-		if (current == NOBODY)        /* a new one is refused; open ones go on */
+			return say_by(BY_RECORD, found->server); /* sent again */
+		if (current == NOBODY) /* a new one is refused; open ones go on */
 			return NOBODY;
 		if (found) { /* there is room for it, and no rate to guard */
 			if (found->state != RECORD_UNCONFIRMED)
@@ -158,16 +162,18 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 			found->server = current;
 			found->state = RECORD_UNCONFIRMED;
 			found->sent = sequence >> 16;
-			return current;
+			return say_by(BY_CURRENT, current);
 		}
 		if (current == old && !anticipate)
-			return current; /* nothing changes for it */
+			return say_by(BY_CURRENT, current); /* nothing changes for it */
 		record.server = current;
 		record.previous = old;
 		record.sequence = sequence;
 		record.state = RECORD_UNCONFIRMED;
 		record.sent = sequence >> 16;
-		return write_record(p, &record) || !is_alive(old) ? current : old;
+		if (write_record(p, &record) || !is_alive(old))
+			return say_by(BY_CURRENT, current);
+		return say_by(BY_OLD, old);
 	}
 	if (found) {
 		server = found->server;
@@ -179,6 +185,7 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 				found->state = RECORD_CONFIRMED;
 		}
 		if (is_there(server)) {
+			say_by(BY_RECORD, server);
 			if (is_quoted)
 				return server;
 			if (found->state == RECORD_UNCONFIRMED) /* the packet is not its own */
@@ -195,12 +202,13 @@ static __always_inline u32 tracked(context *ctx, struct packet *p, struct servic
 		}
 	}
 	if (!is_alive(old))
-		return current;
+		return say_by(BY_CURRENT, current);
 	if (!is_tcp && (s32)(service->udp_until - tick) <= 0) {
 		if (!anticipate || current == NOBODY)
-			return current;
+			return say_by(BY_CURRENT, current);
 		old = current; /* it will be another's, and then this one is to be known */
 	}
+	say_by(BY_OLD, old);
 	if (is_quoted || found || flags & (TCP_FIN | TCP_RST))
 		return old;
 	if (!is_tcp || decision >> 32 & SERVICE_SETTLING) {
@@ -229,6 +237,7 @@ static __always_inline u32 choose(context *ctx, struct packet *p, struct service
 	if (!found)
 		return NOBODY;
 	word = *(volatile u32 *)found;
+	say_slot(slot, word);
 	current = word & SLOT_CURRENT;
 	old = word >> SLOT_OLD_SHIFT;
 	if (current == SLOT_EMPTY)
@@ -241,6 +250,8 @@ static __always_inline u32 choose(context *ctx, struct packet *p, struct service
 		old = current;
 	if (word & (SLOT_TRACKED | SLOT_ANTICIPATE))
 		current = tracked(ctx, p, service, decision, current, old, word & SLOT_ANTICIPATE);
+	else
+		say_by(BY_CURRENT, current);
 	if (current != SLOT_FALLBACK)
 		return current;
 	*reason = REASON_FALLBACK;

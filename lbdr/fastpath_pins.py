@@ -22,7 +22,7 @@ from lbdr.datapath.bpf_fs import mount_bpffs, on_bpffs
 from lbdr.datapath.mh_check import MhVerdict
 from lbdr.datapath.neighbours import Neighbours
 from lbdr.datapath.xdp import FastPath
-from lbdr.datapath.xdp_layout import Capacity
+from lbdr.datapath.xdp_layout import SCHEMA, Capacity
 from lbdr.datapath.xdp_programs import DirectorPrograms, make_directory, prepare
 from lbdr.errors import KernelError, LbdrError, PrivilegeError
 from lbdr.paths import Paths
@@ -153,6 +153,15 @@ async def _forget_others(paths: Paths, directory: Path) -> None:
         if other != directory:
             with _alone_in(other):
                 await _take_away(other, told=True)
+
+
+def pins_of(paths: Paths) -> Path:
+    """Where the fast path of this network namespace is pinned.
+
+    Args:
+        paths: of the director.
+    """
+    return _root(paths) / f"v{SCHEMA}"
 
 
 def _pins(directory: Path) -> bool:

@@ -46,6 +46,10 @@ class FastPath:
         """The services that the programs have."""
         return frozenset(self._services)
 
+    def index_of(self, key: ServiceKey) -> int:
+        """The place of a service that the programs have."""
+        return self._services[key].index
+
     @property
     def due(self) -> float | None:
         """When the next table is to change, by the monotonic clock; None for none."""

@@ -108,6 +108,11 @@ def learn_program(pin: Path) -> Wanted:
     return Wanted("lbdr_learn", "learn.c", ProgramKind.SCHED_CLS, 0, {}, str(pin))
 
 
+def explain_program(pin: Path) -> Wanted:
+    """What is asked where a packet would go; it is attached nowhere."""
+    return Wanted("lbdr_explain", "explain.c", ProgramKind.XDP, 0, {}, str(pin))
+
+
 def version(macros: Mapping[str, int]) -> int:
     """What tells programs of these sources and macros from others: 64 bits of a hash.
 

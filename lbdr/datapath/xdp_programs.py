@@ -30,7 +30,8 @@ _KINDS = {
     "tc": ProgramKind.SCHED_CLS,
     "learn": ProgramKind.SCHED_CLS,
 }
-_RECORDS_PER_TICK = 20_000
+RECORDS_PER_TICK = 20_000
+EXPLAIN_PIN = "explain"
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.EROFS)  # a service without rights sees the last
 
 
@@ -79,7 +80,7 @@ class DirectorPrograms:
                 maps.pin(directory)
             else:
                 undo.callback(maps.close)
-            macros = xdp_layout.macros(maps.capacity, records_per_tick=_RECORDS_PER_TICK)
+            macros = xdp_layout.macros(maps.capacity, records_per_tick=RECORDS_PER_TICK)
             version = xdp_loader.version(macros)
             there = maps.version == version and all((directory / name).exists() for name in _KINDS)
             if not there:
@@ -156,6 +157,9 @@ def make_directory(directory: Path) -> None:
 def _load(directory: Path, maps: DirectorMaps, macros: dict[str, int], *, frags: bool) -> None:
     # compiling takes seconds, and without the right to load it is in vain
     bpf_features.require_loading()
+    # it was compiled for the programs that go
+    if (directory / EXPLAIN_PIN).exists():
+        bpf.unpin(directory / EXPLAIN_PIN)
 
     def job(*, frags: bool) -> xdp_loader.Job:
         return xdp_loader.Job(
