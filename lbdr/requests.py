@@ -15,8 +15,10 @@ from lbdr.control.protocol import (
     Done,
     EventsRequest,
     EventsResult,
+    ExplainRequest,
     FastPathRequest,
     FastPathResult,
+    FlowsRequest,
     OperatorRequest,
     PlanRequest,
     PlanResult,
@@ -34,6 +36,7 @@ from lbdr.events import EventKind, Wanted, read
 from lbdr.fastpath_keeper import FastPathKeeper
 from lbdr.model import Role, VirtualService
 from lbdr.operator_states import EVERYWHERE, OperatorState, changed, overrides
+from lbdr.questions import Questions
 from lbdr.status import Status, director_status
 from lbdr.vip_owners import vip_owners
 
@@ -56,6 +59,7 @@ class Requests:
         self._director = director
         self._fastpath = fastpath
         self._reload = reload
+        self._questions = Questions(director, fastpath)
 
     async def handle(self, request: Request) -> dict[str, Any]:
         """Do a request.
@@ -65,7 +69,7 @@ class Requests:
         """
         return (await self._result(request)).model_dump(mode="json")
 
-    async def _result(self, request: Request) -> BaseModel:
+    async def _result(self, request: Request) -> BaseModel:  # noqa: C901  # a case for each
         match request:
             case StatusRequest():
                 result: BaseModel = await self._status()
@@ -81,6 +85,10 @@ class Requests:
                 result = await self._events(request)
             case FastPathRequest():
                 result = await self._fast_path(request)
+            case ExplainRequest():
+                result = await self._questions.explain(request)
+            case FlowsRequest():
+                result = await self._questions.flows(request)
             case ReloadRequest():
                 await self._reload()
                 result = await self._done()

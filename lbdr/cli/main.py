@@ -16,6 +16,7 @@ _COMMANDS = {
     "doctor": "doctor",
     "drain": "serving",
     "events": "events",
+    "explain": "explain",
     "fastpath": "fastpath",
     "halt": "serving",
     "online": "serving",
@@ -62,6 +63,7 @@ def lbdr() -> None:
       lbdr apply lbdr.yaml         do it once
       lbdr daemon lbdr.yaml        do it, and keep it so
       lbdr status                  what is served, by whom, how much
+      lbdr explain --client IP:PORT NAME   which real server a client gets, and why
       lbdr drain SERVER            no new connections; open ones go on
       lbdr withdraw                take all of it down again
       lbdr solve-arp --vip VIP     on each real server

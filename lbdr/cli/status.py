@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lbdr import oneshot
+from lbdr.cli import flows as remembered
 from lbdr.cli.common import director_options, json_option, print_json, reports_errors
 from lbdr.control import client
-from lbdr.control.protocol import StatusRequest
+from lbdr.control.protocol import FLOWS_LIMIT, StatusRequest
 from lbdr.errors import EXIT_NO
 from lbdr.paths import Paths
 from lbdr.status import RealServerStatus, Status, VirtualServiceStatus
@@ -41,18 +42,46 @@ _UNITS = ("", "K", "M", "G", "T", "P")
 @director_options
 @click.option("--rate", is_flag=True, help="Rates per second instead of totals.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 when something needs somebody.")
+@click.option("--flows", is_flag=True, help="The connections that the fast path remembers.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0, FLOWS_LIMIT),
+    default=100,
+    show_default=True,
+    help="With --flows: at most so many, the youngest.",
+)
+@click.argument("name", required=False)
 @json_option
 @reports_errors
-def status(*, paths: Paths, rate: bool, exit_code: bool, as_json: bool) -> None:
+def status(
+    *,
+    paths: Paths,
+    rate: bool,
+    exit_code: bool,
+    flows: bool,
+    limit: int,
+    name: str | None,
+    as_json: bool,
+) -> None:
     """Show what is served, by whom, and how much.
 
     Without a daemon it is read from the configuration and the kernel, as root.
 
+    With --flows, of all virtual services or of NAME: what the fast path remembers. A record is a
+    connection of an mh service that began after a change, or is not where the table says; learned
+    is what IPVS decided.
+
     \b
       lbdr status
       lbdr status --rate
+      lbdr status --flows WEB
       lbdr status --json | jq '.virtual_services[] | {name, state}'
     """
+    if flows:
+        remembered.show(paths, name, limit, _console(), as_json=as_json)
+        return
+    if name is not None:
+        raise click.UsageError("a NAME goes with --flows")
     if client.running(paths):
         found = Status.model_validate(client.ask(paths, StatusRequest()).result)
     else:

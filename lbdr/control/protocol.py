@@ -18,6 +18,8 @@ VERSION = 1
 LINE_LIMIT = 64 << 20
 """Bytes in a line: the status of some thousands of services."""
 REQUEST_LIMIT = 1 << 16
+FLOWS_LIMIT = 10_000
+"""Connections in one answer: some 2 MB, and a second of work for all that there can be."""
 MOST_EVENTS = 100_000
 
 
@@ -86,6 +88,36 @@ class FastPathRequest(_Request):
     virtual_service: str | None = None
 
 
+class ExplainRequest(_Request):
+    """Which real server a client gets, and why.
+
+    Args:
+        virtual_service: its name.
+        client: its address.
+        client_port: its port.
+        port: where to; None for the service's first one.
+    """
+
+    command: Literal["explain"] = "explain"
+    virtual_service: str
+    client: str
+    client_port: Annotated[int, Field(ge=1, le=65535)]
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+
+
+class FlowsRequest(_Request):
+    """The connections that the fast path remembers, the youngest first.
+
+    Args:
+        virtual_service: None for all.
+        limit: at most so many are told of.
+    """
+
+    command: Literal["flows"] = "flows"
+    virtual_service: str | None = None
+    limit: Annotated[int, Field(ge=0, le=FLOWS_LIMIT)] = 1000
+
+
 class PlanRequest(_Request):
     """What a pass would do now."""
 
@@ -111,6 +143,8 @@ Request = (
     | OperatorRequest
     | EventsRequest
     | FastPathRequest
+    | ExplainRequest
+    | FlowsRequest
     | PlanRequest
     | ReloadRequest
     | WithdrawRequest
@@ -192,6 +226,45 @@ class FastPathResult(_Message):
     forwards: list[str] = []
     off: dict[str, str] = {}
     handed_over: int = 0
+
+
+class RememberedFlow(_Message):
+    """A connection that the fast path remembers.
+
+    Args:
+        client: address and port.
+        port: of the service.
+        kind: record, of an mh service after a change; or learned from IPVS.
+        state: of a record, unconfirmed, confirmed or closing; of a learned flow, open or closing.
+        server: the name of who has it; "" for one that is gone.
+        address: its RIP; "" for one that is gone.
+        previous: who has its packets until data confirms an unconfirmed record; else "".
+        age: seconds since it was last seen; for a learned flow, since IPVS saw it.
+    """
+
+    service: str
+    client: str
+    port: int
+    kind: Literal["record", "learned"]
+    state: str
+    server: str
+    address: str
+    previous: str = ""
+    age: int
+
+
+class FlowsResult(_Message):
+    """What the fast path remembers.
+
+    Args:
+        flows: the youngest first, as many as were asked for.
+        total: how many there are.
+        reason: why there is no fast path; "" where there is one.
+    """
+
+    flows: list[RememberedFlow] = []
+    total: int = 0
+    reason: str = ""
 
 
 class PlanResult(_Message):

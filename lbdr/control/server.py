@@ -19,7 +19,9 @@ from lbdr.control.protocol import (
     REQUEST_LIMIT,
     VERSION,
     Answer,
+    ExplainRequest,
     Failure,
+    FlowsRequest,
     Request,
     StatusRequest,
 )
@@ -156,7 +158,7 @@ class ControlServer:
     async def _answer(self, line: bytes, peer: Peer) -> Answer:
         try:
             request = _parse(line)
-            if not isinstance(request, StatusRequest):
+            if not isinstance(request, StatusRequest | ExplainRequest | FlowsRequest):
                 log.info("control: %s by %s", request.model_dump_json(exclude_none=True), peer)
             return Answer(result=await self._handler(request))
         except LbdrError as error:

@@ -83,16 +83,21 @@ class Connections:
         vip: where to.
         port: where to.
         count: how many.
+        sources: the client's addresses, in turns; none lets the kernel choose.
     """
 
-    def __init__(self, lab: Lab, vip: str, port: int, count: int) -> None:
+    def __init__(
+        self, lab: Lab, vip: str, port: int, count: int, sources: Sequence[str] = ()
+    ) -> None:
         self._open: list[socket.socket] = []
         self.owners: list[str] = []
         family = socket.AF_INET6 if ":" in vip else socket.AF_INET
         with lab.entered("client"):
-            for _ in range(count):
+            for number in range(count):
                 connection = socket.socket(family, socket.SOCK_STREAM)
                 connection.settimeout(10)
+                if sources:
+                    connection.bind((sources[number % len(sources)], 0))
                 self._open.append(connection)
         for connection in self._open:
             connection.connect((vip, port))
@@ -104,6 +109,11 @@ class Connections:
     def __exit__(self, *_: object) -> None:
         for connection in self._open:
             connection.close()
+
+    @property
+    def clients(self) -> list[tuple[str, int]]:
+        """The client's address and port of each."""
+        return [connection.getsockname()[:2] for connection in self._open]
 
     @property
     def by_server(self) -> Counter[str]:

@@ -1,0 +1,291 @@
+"""What a director answers about single connections: lbdr explain, lbdr status --flows.
+
+Nothing is changed, but for a program that is compiled when it is first asked, and pinned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+from lbdr import fastpath_pins
+from lbdr.config.load import load
+from lbdr.control.protocol import ExplainRequest, FlowsRequest, FlowsResult, RememberedFlow
+from lbdr.datapath import ipvs_connections, ipvs_text, mh_check, xdp_remembered
+from lbdr.datapath.ipvs_connections import Connection
+from lbdr.datapath.ipvs_text import Scheduled
+from lbdr.datapath.xdp_explain import Question, compile_explainer, open_explainer
+from lbdr.datapath.xdp_maps import DirectorMaps
+from lbdr.datapath.xdp_places import tick
+from lbdr.datapath.xdp_remembered import FoundFlow
+from lbdr.director import Director
+from lbdr.errors import ControlError, KernelError, PrivilegeError
+from lbdr.explain import Asked, Choice, Explanation, InTable, QuestionError, asked, by_table
+from lbdr.explain_live import Heard, explain, seconds
+from lbdr.fastpath_keeper import FastPathKeeper
+from lbdr.maglev import DEFAULT_INDEX
+from lbdr.model import Address, Configuration, Key, MarkKey, Protocol, ServiceKey, endpoint
+from lbdr.paths import Paths
+
+
+class Questions:
+    """Answers, for a running daemon.
+
+    Args:
+        director: at run time.
+        fastpath: of it.
+    """
+
+    def __init__(self, director: Director, fastpath: FastPathKeeper) -> None:
+        self._director = director
+        self._fastpath = fastpath
+        self._compiling = asyncio.Lock()
+
+    async def explain(self, request: ExplainRequest) -> Explanation:
+        """Which real server a client gets, and why.
+
+        Raises:
+            LbdrError: there is no such service, or the kernel refuses.
+        """
+        question = _asked(self._director.loaded.configuration, request)
+        name = question.virtual.name
+        desired = self._director.desired().services
+        keys = [key for key, service in desired.items() if service.name == name]
+        fast, state = self._fastpath.fast, self._fastpath.state
+        off = state.slow.get(name, state.reason)
+        if fast is None or off:
+            return await _answer(question, keys, Said(off=off or "there is none"))
+        directory = fast.programs.directory
+        async with self._compiling:
+            await asyncio.to_thread(compile_explainer, directory, fast.maps)
+        said = _ask(question, directory, fast.maps)
+        return await _answer(question, keys, said, fast.maps.capacity.index)
+
+    async def flows(self, request: FlowsRequest) -> FlowsResult:
+        """The connections that the fast path remembers.
+
+        Raises:
+            LbdrError: there is no such service, or the kernel refuses.
+        """
+        configuration = self._director.loaded.configuration
+        names = {virtual.name for virtual in configuration.virtual_services}
+        if request.virtual_service not in {None, *names}:
+            raise ControlError(
+                f"there is no virtual service {request.virtual_service}",
+                hint="`lbdr status` shows the names",
+            )
+        fast, state = self._fastpath.fast, self._fastpath.state
+        if fast is None:
+            return FlowsResult(reason=state.reason or "there is no fast path")
+        desired = self._director.desired().services
+        services = {
+            fast.index_of(key): (key, service.name)
+            for key, service in desired.items()
+            if isinstance(key, ServiceKey) and key in fast.keys
+            if request.virtual_service in {None, service.name}
+        }
+        places = {index: (key.version, key.port) for index, (key, _) in services.items()}
+        found, total = await asyncio.to_thread(
+            xdp_remembered.flows, fast.maps, places, request.limit
+        )
+        told = {index: name for index, (_, name) in services.items()}
+        return FlowsResult(flows=_remembered(found, told, configuration), total=total)
+
+
+async def without_daemon(paths: Paths, request: ExplainRequest) -> Explanation:
+    """The answer where no daemon runs: of the programs, if they are pinned, and of IPVS.
+
+    Args:
+        paths: of the director.
+        request: what is asked.
+
+    Raises:
+        LbdrError: the configuration is wrong, there is no such service, or the kernel refuses.
+    """
+    question = _asked(load(paths.config).configuration, request)
+    keys = [] if question.virtual.needs_mark else [question.virtual.key]
+    directory = fastpath_pins.pins_of(paths)
+    try:
+        maps = DirectorMaps.open(directory)
+    except KernelError as error:
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            raise PrivilegeError(
+                f"no daemon runs, and {directory} is root's",
+                hint="run as root; `--offline` asks the file alone",
+            ) from error
+        if error.errno != errno.ENOENT:
+            raise
+        return await _answer(question, keys, Said(off="no daemon, and nothing is pinned"))
+    with maps:
+        compile_explainer(directory, maps)
+        said = _ask(question, directory, maps)
+        return await _answer(question, keys, said, maps.capacity.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the programs said; fields as of lbdr.explain_live.Heard, and last weights by RIP."""
+
+    heard: Heard | None = None
+    weights: Mapping[Address, int] | None = None
+    off: str = ""
+
+
+def _asked(configuration: Configuration, request: ExplainRequest) -> Asked:
+    try:
+        client = ip_address(request.client)
+    except ValueError as error:
+        raise QuestionError(f"{request.client} is no IP address") from error
+    name, port = request.virtual_service, request.port
+    return asked(configuration, name, client, request.client_port, port)
+
+
+def _ask(question: Asked, directory: Path, maps: DirectorMaps) -> Said:
+    """Ask the programs."""
+    virtual = question.virtual
+    if virtual.protocol is Protocol.SCTP:
+        return Said(off="SCTP is IPVS's alone")
+    with open_explainer(directory, maps) as explainer:
+        new, established = (
+            explainer.ask(
+                Question(
+                    virtual.protocol,
+                    question.client,
+                    question.client_port,
+                    virtual.address,
+                    question.port,
+                    begins,
+                )
+            )
+            for begins in (True, False)
+        )
+    if new is None or established is None:
+        return Said(off="the fast path does not have the service")
+    placed = xdp_remembered.servers(maps, [new.service])
+    return Said(
+        Heard(
+            question,
+            new=new,
+            established=established,
+            servers={index: rip for index, (rip, _) in placed.items()},
+            now=tick(),
+        ),
+        dict(placed.values()),
+    )
+
+
+async def _answer(
+    question: Asked, keys: Iterable[Key], said: Said, index: int | None = None
+) -> Explanation:
+    """What the programs said, with what IPVS has beside it."""
+    return await asyncio.to_thread(_beside_ipvs, question, list(keys), said, index)
+
+
+def _beside_ipvs(question: Asked, keys: list[Key], said: Said, index: int | None) -> Explanation:
+    heard = said.heard or Heard(question, off=said.off)
+    try:
+        schedules = ipvs_text.schedules(ipvs_text.read())
+    except KernelError as error:
+        return explain(replace(heard, absent=f"IPVS cannot be asked: {error.message}"))
+    # the text does not tell a mark of IPv6 from one of IPv4
+    there = [MarkKey(key.mark, 4) if isinstance(key, MarkKey) else key for key in keys]
+    found = next((schedules[key] for key in there if key in schedules), None)
+    if found is None:
+        return explain(replace(heard, absent="IPVS does not have the service"))
+    notes: list[str] = []
+    table = _table(question, found, said, index, notes)
+    entry, template = _entries(question)
+    beside = replace(heard, table=table, entry=entry, template=template, notes=tuple(notes))
+    return explain(beside)
+
+
+def _table(
+    question: Asked,
+    found: tuple[str, tuple[Scheduled, ...]],
+    said: Said,
+    index: int | None,
+    notes: list[str],
+) -> Choice | None:
+    """Whom a table of what IPVS has names; None where it goes by no table."""
+    virtual = question.virtual
+    scheduler, scheduled = found
+    if scheduler != "mh" or virtual.persistence is not None:
+        return None
+    if index is None:
+        index = mh_check.table_index()
+    if index is None:
+        index = DEFAULT_INDEX
+        notes.append(f"the table's size is not known here, and taken for index {index}")
+    weights = said.weights
+    if weights is None:
+        weights = {server.address: server.weight for server in virtual.real_servers}
+        if not all(server.weight for server in scheduled):
+            notes.append("who is drained is taken to have had the weight of the file before")
+    servers = [
+        InTable(
+            server.address,
+            server.port,
+            server.weight,
+            server.weight or weights.get(server.address, 0),
+        )
+        for server in scheduled
+    ]
+    return by_table(question, servers, index)
+
+
+def _entries(question: Asked) -> tuple[Connection | None, Connection | None]:
+    """IPVS's entry for the connection, and its persistence for the client."""
+    virtual = question.virtual
+    entry = template = None
+    wanted = ipvs_connections.identity(
+        virtual.protocol, question.client, question.client_port, virtual.address, question.port
+    )
+    network = None
+    if virtual.persistence is not None:
+        prefix = virtual.persistence.granularity
+        network = ip_network((question.client, prefix), strict=False).network_address
+    for page in ipvs_connections.pages():
+        for line in page.splitlines():
+            if b" ".join(line.split(None, 5)[:5]) == wanted:
+                (entry,) = ipvs_connections.parse(line).connections
+            elif network is not None:
+                for one in ipvs_connections.parse(line).templates:
+                    ours = one.virtual == virtual.address and one.protocol is virtual.protocol
+                    if ours and one.client == network:
+                        template = one
+    return entry, template
+
+
+def _remembered(
+    found: Iterable[FoundFlow], services: Mapping[int, str], configuration: Configuration
+) -> list[RememberedFlow]:
+    names = {
+        (virtual.name, server.address): server.name
+        for virtual in configuration.virtual_services
+        for server in (
+            *((virtual.sorry_server,) if virtual.sorry_server else ()),
+            *virtual.real_servers,
+        )
+    }
+
+    def name(service: str, address: object) -> str:
+        return "" if address is None else names.get((service, address), "") or str(address)
+
+    return [
+        RememberedFlow(
+            service=services[flow.service],
+            client=endpoint(flow.client, flow.client_port),
+            port=flow.port,
+            kind="learned" if flow.learned else "record",
+            state=flow.state,
+            server=name(services[flow.service], flow.server),
+            address=str(flow.server or ""),
+            previous=name(services[flow.service], flow.previous),
+            age=seconds(flow.age),
+        )
+        for flow in found
+    ]
