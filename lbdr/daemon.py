@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 
 from lbdr.config.host import host_problems
-from lbdr.config.load import load
+from lbdr.config.load import Loaded, load
 from lbdr.control.server import ControlServer
 from lbdr.datapath import arp, namespace
 from lbdr.datapath.kernel import Kernel
@@ -24,6 +24,8 @@ from lbdr.drift import DriftWatch
 from lbdr.errors import ConfigError, LbdrError
 from lbdr.events import EventKind, EventLog
 from lbdr.fastpath_keeper import FastPathKeeper
+from lbdr.marked_services import be_able_to_mark, refuse_collisions
+from lbdr.marks import assign
 from lbdr.model import DesiredState, Key, VirtualAddress
 from lbdr.notify import notify, watchdog
 from lbdr.operations import service_key
@@ -63,22 +65,24 @@ async def run(paths: Paths) -> None:
         )
         stack.callback(director.events.close)
         director.network = await kernel.addresses.observe()
-        _refuse_what_never_works(director)
+        for problem in director.host_problems():  # at boot an interface may come late
+            log.error("%s", problem)
+        await _refuse_collisions(director, loaded)
         director.use(loaded)
         daemon = Daemon(director)
+        stack.callback(daemon.fastpath.close)
+        await be_able_to_mark(loaded, daemon.fastpath)
+        kernel.before_claim = daemon.fastpath.before_claim
         server = ControlServer(paths, Requests(director, daemon.reload, daemon.fastpath).handle)
         await server.start()
         stack.push_async_callback(server.close)
         await daemon.serve()
 
 
-def _refuse_what_never_works(director: Director) -> None:
-    """At boot an interface may come late: that alone is no reason not to serve the others."""
-    problems = director.host_problems()
-    if any(virtual.needs_mark for virtual in director.loaded.configuration.virtual_services):
-        raise ConfigError(problems)
-    for problem in problems:
-        log.error("%s", problem)
+async def _refuse_collisions(director: Director, loaded: Loaded) -> None:
+    state = director.reconciler.state
+    desired = director.desired_by(loaded, assign(loaded.configuration, state.marks))
+    await refuse_collisions(loaded, director.kernel, desired, state.owned)
 
 
 class Daemon:
@@ -157,6 +161,8 @@ class Daemon:
             new = [problem for problem in found if problem.message not in known]
             if new:
                 raise ConfigError(new)
+            await _refuse_collisions(director, loaded)
+            await be_able_to_mark(loaded, self.fastpath)
             director.use(loaded)
             self._forget_weights()
             director.withdrawn = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from lbdr.marks import Marks, key_of
 from lbdr.model import (
     Configuration,
     DesiredState,
@@ -12,6 +13,7 @@ from lbdr.model import (
     Forwarding,
     HostNetwork,
     Key,
+    MarkKey,
     RealServer,
     Role,
     Service,
@@ -54,6 +56,7 @@ def expand(
     role: Role,
     weights: Weights | None = None,
     placed: Collection[VirtualAddress] = (),
+    marks: Marks | None = None,
 ) -> DesiredState:
     """What the kernel of this host is to hold.
 
@@ -65,6 +68,7 @@ def expand(
         weights: what stands over the file's.
         placed: VIPs that lbdr added. One stays where it is while its subnet is not seen anywhere:
             the host's own address may be gone for a moment, and with the VIP all its clients.
+        marks: of the services that need one (lbdr.marks); one without is left out.
     """
     services: dict[Key, Service] = {}
     addresses: set[VirtualAddress] = set()
@@ -74,9 +78,10 @@ def expand(
         if vip.interface in network.holders(vip.address)
     }
     for virtual in configuration.virtual_services:
-        if virtual.forwarding is not Forwarding.DR or virtual.needs_mark:
-            continue  # the host rules refuse these; nothing of them may reach the kernel
-        services[virtual.key] = service_for(virtual, weights or {})
+        key = key_of(virtual, marks or {})
+        if virtual.forwarding is not Forwarding.DR or key is None:
+            continue
+        services[key] = service_for(virtual, weights or {}, key)
         interface = _interface_for(virtual, network) or places.get(virtual.address)
         if interface is not None and role is Role.ACTIVE:
             addresses.add(VirtualAddress(virtual.address, interface))
@@ -88,11 +93,16 @@ def expand(
     )
 
 
-def service_for(virtual: VirtualService, weights: Weights) -> Service:
-    """The IPVS service of a virtual service that needs no mark.
+def service_for(virtual: VirtualService, weights: Weights, key: Key | None = None) -> Service:
+    """The IPVS service of a virtual service.
 
     mh always gets mh-fallback: without it a drained server's new clients are refused, not moved.
     The sorry server stands in while no real server takes new connections.
+
+    Args:
+        virtual: as the user wrote it.
+        weights: those the operator set over the file's.
+        key: its identity in IPVS; None for that of one that needs no mark.
     """
     flags = virtual.scheduler_flags
     if virtual.scheduler == "mh":
@@ -107,13 +117,14 @@ def service_for(virtual: VirtualService, weights: Weights) -> Service:
     if virtual.sorry_server is not None and not any(server.weight for server in real_servers):
         real_servers += (_serving(virtual.sorry_server),)
     return Service(
-        key=virtual.key,
+        key=key or virtual.key,
         scheduler=virtual.scheduler,
         flags=flags,
         persistence=virtual.persistence,
         one_packet=virtual.one_packet,
         real_servers=real_servers,
         name=virtual.name,
+        marked=virtual.traffic if isinstance(key, MarkKey) else None,
     )
 
 

@@ -16,6 +16,7 @@ from lbdr.desired import expand
 from lbdr.dirty import Dirty
 from lbdr.errors import Problem
 from lbdr.events import EventKind, EventLog
+from lbdr.marks import Marks, assign
 from lbdr.model import DesiredState, HostNetwork, Key, Role, VirtualAddress
 from lbdr.operator_states import OperatorStates, in_force, next_deadline, overrides
 from lbdr.paths import Paths
@@ -75,17 +76,32 @@ class Director:
         placed = state.owned.addresses
         # asked at every poll: expanded anew only when one of its sources was replaced
         due = next_deadline(state.operator, time.time())
-        basis = (self.loaded, self.network, self.role, state.weights, state.operator, due, placed)
+        basis = (
+            *(self.loaded, self.network, self.role, placed),
+            *(state.weights, state.operator, due, state.marks),
+        )
         if len(self._basis) != len(basis) or any(map(operator.is_not, self._basis, basis)):
-            self._desired = expand(
-                self.loaded.configuration,
-                self.network,
-                role=self.role,
-                weights=overrides(self.operator_states(), state.weights),
-                placed=placed,
-            )
+            self._desired = self.desired_by(self.loaded, state.marks)
             self._basis = basis
         return self._desired
+
+    def desired_by(self, loaded: Loaded, marks: Marks) -> DesiredState:
+        """What the kernel would be to hold by another configuration.
+
+        Args:
+            loaded: the configuration.
+            marks: of its services that need one.
+        """
+        state, virtual_services = self.reconciler.state, loaded.configuration.virtual_services
+        states = in_force(state.operator, virtual_services, time.time())
+        return expand(
+            loaded.configuration,
+            self.network,
+            role=state.role or loaded.configuration.director.role,
+            weights=overrides(states, state.weights),
+            placed=state.owned.addresses,
+            marks=marks,
+        )
 
     def operator_states(self) -> OperatorStates:
         """The real servers that drain or are halted by the operator's word, by service."""
@@ -93,7 +109,13 @@ class Director:
         return in_force(self.reconciler.state.operator, virtual_services, time.time())
 
     def use(self, loaded: Loaded) -> None:
-        """Put a configuration in force; the caller marks what is to be looked at."""
+        """Put a configuration in force; the caller marks what is to be looked at.
+
+        Raises:
+            StateError: which packet marks its services have cannot be kept.
+        """
+        marks = assign(loaded.configuration, self.reconciler.state.marks)
+        self.reconciler.save(marks=marks)
         self.loaded = loaded
         settings = loaded.configuration.director
         self.kernel.probe = settings.address_probe

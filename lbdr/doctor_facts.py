@@ -123,6 +123,7 @@ class FirewallChain:
         rules: their number; None where only that there are some is known.
         drops: its policy is to drop.
         listing: the command that lists it.
+        marks: rules of its table set or match packet marks.
     """
 
     where: str
@@ -131,6 +132,7 @@ class FirewallChain:
     rules: int | None
     drops: bool
     listing: str
+    marks: bool = False
 
 
 class Ipvs(StrEnum):

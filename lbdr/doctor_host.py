@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from lbdr.doctor_facts import Finding, FirewallChain, HostFacts, Ipvs, Level
+from lbdr.marks import needing
 from lbdr.model import Configuration, Forwarding
 
 _DEFAULT_MH_SLOTS = 4093  # Debian's, and what lbdr assumes
@@ -97,6 +98,21 @@ def _bypassed(chain: FirewallChain) -> Finding:
     return Finding(Level.WARNING, "firewall", what, why, remedy)
 
 
+def _marks(facts: HostFacts, configuration: Configuration) -> Iterator[Finding]:
+    names = [virtual.name for virtual in needing(configuration)]
+    for chain in facts.firewall:
+        if names and chain.marks:
+            yield Finding(
+                Level.WARNING,
+                "firewall",
+                f"{chain.where} ({chain.hook}) is of a table whose rules "
+                f"{'may ' * (chain.rules is None)}set or match packet marks",
+                f"IPVS knows {', '.join(names)} by marks of {configuration.director.marks}, which "
+                "are set before: a rule that sets another one takes their packets from IPVS",
+                f"read them (`{chain.listing}`); other marks for lbdr: `director: marks`",
+            )
+
+
 def _bpf(facts: HostFacts, _: Configuration) -> Iterator[Finding]:
     yield from _pins(facts)
     yield from _jit(facts)
@@ -174,5 +190,6 @@ def _limits(facts: HostFacts) -> Iterator[Finding]:
 HOST_RULES: tuple[Callable[[HostFacts, Configuration], Iterator[Finding]], ...] = (
     _ipvs,
     _firewall,
+    _marks,
     _bpf,
 )

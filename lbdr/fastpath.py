@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from lbdr.model import FastPathUse, Key, Protocol, Service, ServiceKey, VirtualService
+from lbdr.model import FastPathUse, Key, Protocol, Service, VirtualService
+
+OFF = "`fastpath: off` in the file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,7 @@ def unfit(service: Service, mh: Mh) -> str:
         service: as the kernel is to hold it.
         mh: of the running kernel.
     """
-    if not isinstance(service.key, ServiceKey):
-        return "it is told by a packet mark"
-    if service.key.protocol is Protocol.SCTP:
+    if service.traffic is None or service.traffic.protocol is Protocol.SCTP:
         return "SCTP is IPVS's alone"
     if is_table(service):
         if any(server.upper_threshold for server in service.real_servers):
@@ -56,7 +56,9 @@ def chosen(
     virtual_services: Sequence[VirtualService],
     mh: Mh,
     left: Collection[str] = (),
-) -> tuple[dict[ServiceKey, Service], dict[str, str]]:
+    *,
+    nothing: str = "",
+) -> tuple[dict[Key, Service], dict[str, str]]:
     """The services of the fast path, and why the others are not, by name.
 
     Args:
@@ -64,19 +66,22 @@ def chosen(
         virtual_services: as the user wrote them.
         mh: of the running kernel.
         left: those that the operator left to IPVS; "" is all of them.
+        nothing: why no service is to use it; empty where they may.
     """
     off = {virtual.name for virtual in virtual_services if virtual.fastpath is FastPathUse.OFF}
-    fast: dict[ServiceKey, Service] = {}
+    fast: dict[Key, Service] = {}
     slow: dict[str, str] = {}
     for key, service in services.items():
-        if service.name in off:
-            reason = "`fastpath: off` in the file"
+        if nothing:
+            reason = nothing
+        elif service.name in off:
+            reason = OFF
         elif service.name in left or "" in left:
             reason = "left to IPVS by `lbdr fastpath off`"
         else:
             reason = unfit(service, mh)
         if reason:
             slow[service.name] = reason
-        elif isinstance(key, ServiceKey):
+        else:
             fast[key] = service
     return fast, slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from lbdr.datapath import ipvs_connections
 from lbdr.datapath.ipvs_connections import ConnectionTable
@@ -12,14 +12,14 @@ from lbdr.datapath.ipvs_sync import hand_over
 from lbdr.datapath.ipvs_sync_wire import Flow, FlowState
 from lbdr.datapath.xdp import FastPath
 from lbdr.datapath.xdp_wanted import KnownFlow
-from lbdr.model import ServiceKey
+from lbdr.model import Key, MarkKey, Traffic
 
 log = logging.getLogger(__name__)
 
 _RECORDING = 5.0  # seconds in which connections without a record are noticed before a hand-over
 
 
-async def give(fast: FastPath, keys: Collection[ServiceKey]) -> int:
+async def give(fast: FastPath, keys: Collection[Key]) -> int:
     """Give IPVS the connections that it would send elsewhere; how many.
 
     Connections that are older than a change of the table have no record: for a moment what they
@@ -39,13 +39,14 @@ async def give(fast: FastPath, keys: Collection[ServiceKey]) -> int:
         await asyncio.sleep(_RECORDING)
     flows = [
         Flow(
-            key.protocol,
+            fast.traffic(key).protocol,
             known.client,
             known.client_port,
-            key.address,
+            fast.traffic(key).address,
             known.port,
             known.server,
             FlowState.CLOSING if known.closing else FlowState.ESTABLISHED,
+            fwmark=key.mark if isinstance(key, MarkKey) else 0,
         )
         for key in keys
         for known in await asyncio.to_thread(fast.known_flows, key)
@@ -57,25 +58,28 @@ async def give(fast: FastPath, keys: Collection[ServiceKey]) -> int:
     return given
 
 
-async def held(keys: Collection[ServiceKey]) -> dict[ServiceKey, list[KnownFlow]]:
+async def held(services: Mapping[Key, Traffic]) -> dict[Key, list[KnownFlow]]:
     """The connections that IPVS has of services that are new to the fast path.
 
     Args:
-        keys: of those services.
+        services: their packets.
 
     Raises:
         KernelError: IPVS's table cannot be read.
     """
-    found: dict[ServiceKey, list[KnownFlow]] = {}
-    if not keys:
+    found: dict[Key, list[KnownFlow]] = {}
+    if not services:
         return found
+    by_vip: dict[object, list[tuple[Key, Traffic]]] = {}
+    for key, traffic in services.items():
+        by_vip.setdefault((traffic.protocol, traffic.address), []).append((key, traffic))
     for one in (await asyncio.to_thread(_read)).connections:
-        if one.protocol is None:
-            continue
-        key = ServiceKey(one.protocol, one.virtual, one.virtual_port)
-        if key in keys:
-            known = KnownFlow(one.client, one.client_port, one.virtual_port, one.server)
-            found.setdefault(key, []).append(known)
+        claims = by_vip.get((one.protocol, one.virtual), ())
+        for key, traffic in sorted(claims, key=lambda claim: claim[1].ports.any):
+            if traffic.has(one.virtual_port):
+                known = KnownFlow(one.client, one.client_port, one.virtual_port, one.server)
+                found.setdefault(key, []).append(known)
+                break
     return found
 
 

@@ -9,36 +9,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from lbdr import mh_verdict
 from lbdr.control.protocol import FastPathResult
-from lbdr.datapath import ipvs_text, xdp_redirects
 from lbdr.datapath import routes as rtnetlink
+from lbdr.datapath import xdp_redirects
 from lbdr.datapath.bpf_links import device as device_name
 from lbdr.datapath.mh_check import MhOutcome
 from lbdr.datapath.neighbours import Neighbours
+from lbdr.datapath.routes_wire import Link
 from lbdr.datapath.xdp import FastPath
 from lbdr.datapath.xdp_attach import Attachment, Attachments
 from lbdr.datapath.xdp_layout import Capacity, Reason, ServiceFlag
 from lbdr.datapath.xdp_wanted import KnownFlow, WantedService
 from lbdr.director import Director
 from lbdr.errors import KernelError, LbdrError, PrivilegeError
-from lbdr.fastpath import Mh, chosen, is_table
+from lbdr.fastpath import OFF, Mh, chosen, is_table
 from lbdr.fastpath_handover import give, held
 from lbdr.fastpath_pins import is_there, open_pinned, remove
+from lbdr.fastpath_services import forwarded, marked_only, unmarked
 from lbdr.fastpath_status import FastCounts, with_fast_path
-from lbdr.fastpath_wanted import is_direct, place_of, wanted_service
+from lbdr.fastpath_wanted import unforwarded
 from lbdr.maglev import DEFAULT_INDEX
-from lbdr.model import FastPathUse, Service, ServiceKey
+from lbdr.model import Address, FastPathUse, Key, MarkKey, Service
 from lbdr.status import FastPathDevice, FastPathDirector, Status
 
 log = logging.getLogger(__name__)
 
 _SWEEP = 5.0  # seconds between looks at records, and at neighbours that nothing else keeps fresh
 _TROUBLE = "fast path, IPVS forwards"
+_UNMARKED = "packet marks of services with several ports"
 _SETTLED = 0.05  # changes come in numbers
 
 
@@ -62,10 +65,12 @@ class FastPathKeeper:
 
     Args:
         director: whose services it serves.
+        once: nobody follows afterwards: what was not forwarded before is only marked.
     """
 
-    def __init__(self, director: Director) -> None:
+    def __init__(self, director: Director, *, once: bool = False) -> None:
         self._director = director
+        self._once = once
         self._changed = asyncio.Event()
         self._following = asyncio.Lock()
         self._handed_over = 0
@@ -77,6 +82,7 @@ class FastPathKeeper:
         self._index = DEFAULT_INDEX
         self.state = FastPathState()
         self._attachments: Attachments | None = None
+        self._unmarked: Mapping[Address, str] = {}
         self.fast: FastPath | None = None
 
     async def follow(self) -> FastPathResult:
@@ -91,7 +97,7 @@ class FastPathKeeper:
         names = {
             service.name
             for key, service in self._director.desired().services.items()
-            if self.fast is not None and key in self.fast.keys
+            if self.fast is not None and key in self.fast.forwarded
         }
         return FastPathResult(
             forwards=sorted(names),
@@ -103,11 +109,41 @@ class FastPathKeeper:
         """Something changed that the fast path may have to follow."""
         self._changed.set()
 
+    async def open(self) -> None:
+        """Adopt or load the programs, for services that need a packet mark.
+
+        Raises:
+            LbdrError: they cannot be had.
+        """
+        async with self._following:
+            if self.fast is None:
+                await self._know_mh()
+                self.fast = await self._start()
+
+    async def before_claim(self) -> Collection[Address]:
+        """Have packets marked before they are called here; the VIPs for which that cannot be had.
+
+        A VIP that has services without a mark, too, is not among them.
+        """
+        services = self._director.desired().services.values()
+        marked = {one.marked.address for one in services if one.marked is not None}
+        if not marked:
+            return ()
+        try:
+            async with self._following:
+                await self._refresh()
+        except LbdrError as error:
+            self._director.set_trouble(_UNMARKED, str(error))
+        else:
+            marked &= self._unmarked.keys()
+        return marked - {one.traffic.address for one in services if not one.marked and one.traffic}
+
     async def run(self) -> None:
         """Follow, until cancelled; what is attached stays."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch_neighbours())
+                group.create_task(self._watch_marking())
                 group.create_task(self._watch_redirects())
                 group.create_task(self._follow())
         finally:
@@ -123,14 +159,20 @@ class FastPathKeeper:
             try:
                 async with self._following:
                     await self._refresh()
-            except PrivilegeError as error:  # who runs it so does without
-                self._forgo(str(error))
             except LbdrError as error:
+                if isinstance(error, PrivilegeError) and not self._marks:
+                    self._forgo(str(error))  # who runs it so does without
+                    continue
                 if self.fast is None:
                     self.state = FastPathState(reason=error.message)
                 director.set_trouble(_TROUBLE, str(error))
             else:
                 director.set_trouble(_TROUBLE, "")
+
+    @property
+    def _marks(self) -> bool:
+        """Whether IPVS knows services by a mark alone."""
+        return any(isinstance(key, MarkKey) for key in self._director.desired().services)
 
     def _forgo(self, reason: str) -> None:
         if self.state.reason != reason:
@@ -155,6 +197,15 @@ class FastPathKeeper:
                 director.set_trouble("watching neighbours", str(error))
                 await asyncio.sleep(_SWEEP)
 
+    async def _watch_marking(self) -> None:
+        """Notice programs that somebody detached: IPVS does not know unmarked packets."""
+        director = self._director
+        while True:
+            await asyncio.sleep(director.loaded.configuration.director.drift_check)
+            if self._marks and self._attachments and not await self._attachments.all_there():
+                log.warning("drift: a program was detached from tc, and is attached again")
+                self.mark()
+
     async def _watch_redirects(self) -> None:
         what = "watching which devices take redirected frames"
         while True:
@@ -175,38 +226,53 @@ class FastPathKeeper:
         configuration = director.loaded.configuration
         if director.withdrawn:
             return  # it is ended once the VIPs are gone
-        if configuration.director.fastpath is FastPathUse.OFF:
-            await self.end("`fastpath: off` in the file")
+        nothing = OFF if configuration.director.fastpath is FastPathUse.OFF else ""
+        if nothing and not self._marks:
+            await self.end(nothing)
             return
         desired = director.desired().services
-        if not self._compared and any(is_table(service) for service in desired.values()):
-            await self._compare_mh()
+        await self._know_mh()
         left = director.reconciler.state.fastpath_off
-        services, slow = chosen(desired, configuration.virtual_services, self._mh, left)
+        if self._once and self.fast is None and (self._marks or is_there(director.paths)):
+            self.fast = await self._start()
+        if self._once and self.fast is not None and not self.fast.forwarded:
+            nothing = nothing or "no daemon follows"
+        services, slow = chosen(
+            desired, configuration.virtual_services, self._mh, left, nothing=nothing
+        )
         if self.fast is None:
-            if not services:
+            if not services and not self._marks:
                 self.state = FastPathState(reason="no service can use it", slow=slow)
                 return
             self.fast = await self._start()
-        wanted = await self._wanted(services)
-        leaving = (self.fast.keys - wanted.keys()) & desired.keys()
-        others = {
-            key for key in self.fast.keys & wanted.keys() if self.fast.is_other(key, wanted[key])
-        }
-        self._handed_over += await give(self.fast, leaving | others)
-        coming = await held(wanted.keys() - self.fast.keys | others)
+        links = await rtnetlink.links()
+        wanted = await forwarded(director, self._neighbours, services, links)
+        marked = marked_only(director, wanted, links)
+        fast = self.fast
+        leaving = (fast.forwarded - wanted.keys()) & desired.keys()
+        others = {key for key in fast.forwarded & wanted.keys() if fast.is_other(key, wanted[key])}
+        self._handed_over += await give(fast, leaving | others)
+        new = wanted.keys() - fast.forwarded | others
+        coming = await held({key: wanted[key].traffic for key in new})
         for key in others:
-            coming.setdefault(key, []).extend(self.fast.learned(key))
-            self.fast.drop(key)
-        self._put(self.fast, wanted, coming, services, slow)
+            coming.setdefault(key, []).extend(fast.learned(key))
+        self._put(fast, {**wanted, **marked}, coming, others=others, services=desired, slow=slow)
         if time.monotonic() - self._swept >= _SWEEP:
             await asyncio.to_thread(self.fast.sweep)
             self._swept = time.monotonic()
-        devices = await self._attach(self.fast, wanted.values())
-        self.state = FastPathState("", slow, devices)
+        devices = await self._attach(self.fast, [*wanted.values(), *marked.values()], links)
+        self.state = FastPathState(nothing, slow, devices)
+        self._unmarked = unmarked(director, {**wanted, **marked})
+        director.set_trouble(_UNMARKED, "; ".join(self._unmarked.values()))
 
-    async def _compare_mh(self) -> None:
-        """Find out whether the running kernel's mh is lbdr's; asked again while nobody may try."""
+    async def _know_mh(self) -> None:
+        """Compare the running kernel's mh with lbdr's, where a service uses it.
+
+        Once; asked again while nobody may try.
+        """
+        services = self._director.desired().services.values()
+        if self._compared or not any(map(is_table, services)):
+            return
         verdict = await asyncio.to_thread(mh_verdict.find, self._director.paths)
         forbidden = verdict.outcome is MhOutcome.FORBIDDEN
         found = Mh(verdict.versions) if verdict.agrees else Mh(reason=verdict.reason)
@@ -215,63 +281,45 @@ class FastPathKeeper:
             log.log(level, "mh services run on IPVS alone: %s", verdict.reason)
         self._mh, self._index, self._compared = found, verdict.index, not forbidden
 
-    async def _wanted(
-        self, services: Mapping[ServiceKey, Service]
-    ) -> dict[ServiceKey, WantedService]:
-        """The services as IPVS has them now, with the ways to their real servers."""
-        table = ipvs_text.schedules(ipvs_text.read())
-        there = {
-            key: found[1]
-            for key, service in services.items()
-            if (found := table.get(key)) is not None
-            and found[0] == service.scheduler
-            and is_direct(found[1])
-        }
-        rips = {server.address for scheduled in there.values() for server in scheduled}
-        if rips == self._neighbours.kept:
-            await self._neighbours.refresh()
-        else:
-            await self._neighbours.keep(rips)
-        ways = await self._neighbours.observe(rips)
-        links = await rtnetlink.links()
-        vips = {vip.address: vip for vip in self._director.held()}
-        timeouts = self._director.kernel.ipvs.timeouts()
-        return {
-            key: wanted_service(
-                key,
-                services[key],
-                scheduled,
-                ways,
-                place_of(vips.get(key.address), links),
-                timeouts=timeouts,
-            )
-            for key, scheduled in there.items()
-        }
-
     def _put(
         self,
         fast: FastPath,
-        wanted: Mapping[ServiceKey, WantedService],
-        coming: Mapping[ServiceKey, Sequence[KnownFlow]],
-        services: Mapping[ServiceKey, Service],
+        wanted: Mapping[Key, WantedService],
+        coming: Mapping[Key, Sequence[KnownFlow]],
+        *,
+        others: Collection[Key],
+        services: Mapping[Key, Service],
         slow: dict[str, str],
     ) -> None:
-        """Write what is wanted; what there is no room for is IPVS's."""
+        """Write what is wanted; what there is no room for is IPVS's.
+
+        Raises:
+            KernelError: there is no room for a service that IPVS knows by a mark alone.
+        """
         for key in fast.keys - wanted.keys():
             fast.drop(key)
         for key, service in wanted.items():
             try:
-                fast.put(key, service, coming.get(key, ()))
+                fast.put(key, service, coming.get(key, ()), anew=key in others)
             except KernelError as error:
+                if service.marked_only:
+                    raise
                 slow[services[key].name] = error.message
-                if key in fast.keys:
+                if service.mark:
+                    fast.put(key, unforwarded(service))
+                elif key in fast.keys:
                     fast.drop(key)
 
-    async def _attach(self, fast: FastPath, wanted: Iterable[WantedService]) -> list[Attachment]:
+    async def _attach(
+        self, fast: FastPath, wanted: Iterable[WantedService], links: Mapping[int, Link]
+    ) -> list[Attachment]:
         incoming: set[int] = set()
         outgoing: set[int] = set()
+        marking: set[int] = set()
         behind: set[int] = set()
         for service in wanted:
+            if service.mark:
+                marking.add(service.vip.ifindex)
             if ServiceFlag.ACTIVE not in service.flags:
                 continue
             incoming.add(service.vip.ifindex)
@@ -281,8 +329,9 @@ class FastPathKeeper:
                 outgoing |= leave
         if self._attachments is None:
             self._attachments = Attachments(fast.programs)
-        every = await rtnetlink.links()
-        devices = await self._attachments.keep(incoming, outgoing - {0}, every.keys())
+        devices = await self._attachments.keep(
+            incoming, outgoing - {0}, links.keys(), marking - {0}
+        )
         self._tell(devices)
         await xdp_redirects.keep(fast.maps["devices"], behind)
         return devices
@@ -300,7 +349,7 @@ class FastPathKeeper:
                 _words(fast.reasons(key, tc=True)),
             )
             for key, service in self._director.desired().services.items()
-            if isinstance(key, ServiceKey) and key in fast.keys
+            if key in fast.forwarded
         }
         director = FastPathDirector(
             state="forwards",
@@ -338,12 +387,12 @@ class FastPathKeeper:
         Raises:
             KernelError, PrivilegeError: something cannot be detached.
         """
-        if self.state.reason == reason:
+        if self.state.reason == reason and self.fast is None:
             return
         paths = self._director.paths
         if hand_over and is_there(paths):
             self.fast = self.fast or await self._start()
-            self._handed_over += await give(self.fast, self.fast.keys)
+            self._handed_over += await give(self.fast, self.fast.forwarded)
         if self.fast is not None or is_there(paths):
             log.info("fast path: ends, IPVS forwards: %s", reason)
             self.close()

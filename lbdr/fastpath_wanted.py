@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lbdr.datapath.egress import Path as Way
 from lbdr.datapath.egress import descend
@@ -11,7 +12,7 @@ from lbdr.datapath.routes_wire import Link
 from lbdr.datapath.xdp_layout import FastServer, Place, ServiceFlag
 from lbdr.datapath.xdp_wanted import WantedServer, WantedService
 from lbdr.fastpath import is_table
-from lbdr.model import Address, Protocol, Service, ServiceKey, Timeouts, VirtualAddress
+from lbdr.model import Address, MarkKey, Protocol, Service, Timeouts, Traffic, VirtualAddress
 from lbdr.tracking import ticks
 
 _NOWHERE = Place(0, "00:00:00:00:00:00")
@@ -32,38 +33,64 @@ def place_of(vip: VirtualAddress | None, links: Mapping[int, Link]) -> Place | N
 
 
 def wanted_service(
-    key: ServiceKey,
     service: Service,
+    traffic: Traffic,
     scheduled: Sequence[Scheduled],
     ways: Mapping[Address, Way | None],
     place: Place | None,
     *,
+    held: bool,
     timeouts: Timeouts,
 ) -> WantedService:
     """A service as IPVS has it, with the ways to its real servers.
 
     Args:
-        key: of the service.
         service: as it is to be.
+        traffic: its packets.
         scheduled: its real servers as IPVS has them.
         ways: to them.
-        place: of the VIP; None where this host does not have it.
+        place: of the VIP; None where this host is not to have it.
+        held: whether this host has the VIP.
         timeouts: IPVS's.
     """
-    flags = ServiceFlag(0) if place is None else ServiceFlag.ACTIVE
+    flags = ServiceFlag(0) if place is None or not held else ServiceFlag.ACTIVE
     if not is_table(service):
         flags |= ServiceFlag.LEARNED
     elif "mh-port" in service.flags:
         flags |= ServiceFlag.MH_PORT
-    if key.port == 0:
+    if traffic.ports.single is None:
         flags |= ServiceFlag.PORTS
     real_servers = tuple(
         WantedServer(server.address, server.weight, _reach(ways.get(server.address)))
         for server in scheduled
     )
-    seconds = timeouts.udp if key.protocol is Protocol.UDP else timeouts.tcp
+    seconds = timeouts.udp if traffic.protocol is Protocol.UDP else timeouts.tcp
     timeout = max(0, ticks(seconds) - _MARGIN)
-    return WantedService(place or _NOWHERE, flags, real_servers, timeout)
+    return WantedService(
+        place or _NOWHERE, flags, real_servers, traffic, timeout, _mark_of(service)
+    )
+
+
+def only_marked(service: Service, traffic: Traffic, place: Place | None) -> WantedService:
+    """A service that IPVS alone forwards, and knows by the mark that tc ingress sets.
+
+    Args:
+        service: as it is to be.
+        traffic: its packets.
+        place: of the VIP; None where this host is not to have it.
+    """
+    nothing = WantedService(place or _NOWHERE, ServiceFlag(0), (), traffic, mark=_mark_of(service))
+    return unforwarded(nothing)
+
+
+def unforwarded(wanted: WantedService) -> WantedService:
+    """A service that is only marked from now on."""
+    flags = ServiceFlag.LEARNED | ServiceFlag.PORTS  # so there is no table for it
+    return replace(wanted, flags=flags, real_servers=(), timeout=0, marked_only=True)
+
+
+def _mark_of(service: Service) -> int:
+    return service.key.mark if isinstance(service.key, MarkKey) else 0
 
 
 def is_direct(scheduled: Sequence[Scheduled]) -> bool:

@@ -18,6 +18,8 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 InterfaceAddress: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 MAX_WEIGHT = 65535  # the kernel takes more, and its schedulers overflow (net/netfilter/ipvs)
+MAX_RANGES = 16
+"""Ranges of ports, `any` among them, of one VIP and protocol: the programs look through so many."""
 
 
 class Protocol(StrEnum):
@@ -125,6 +127,47 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkRange:
+    """Packet marks from first to last, both included.
+
+    Args:
+        first: at least 1: a packet that nobody marked has mark 0.
+        last: at most 32 bits.
+    """
+
+    first: int
+    last: int
+
+    def __contains__(self, mark: int) -> bool:
+        return self.first <= mark <= self.last
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """The packets of a virtual service.
+
+    Args:
+        protocol: the transport protocol.
+        address: the VIP.
+        ports: one, several, ranges, or any.
+    """
+
+    protocol: Protocol
+    address: Address
+    ports: Ports
+
+    def has(self, port: int) -> bool:
+        """Whether those to a port are among them."""
+        return self.ports.any or any(one.first <= port <= one.last for one in self.ports.ranges)
+
+
+@dataclass(frozen=True, slots=True)
 class Persistence:
     """A client's later connections go to the same real server.
 
@@ -188,6 +231,12 @@ class ServiceKey:
         return self.address.version
 
     @property
+    def traffic(self) -> Traffic:
+        """The packets that IPVS knows it by."""
+        ports = Ports((PortRange(self.port, self.port),) if self.port else ())
+        return Traffic(self.protocol, self.address, ports)
+
+    @property
     def sort_key(self) -> tuple[int, int, str, int]:
         """An order over both IP versions."""
         return (self.address.version, int(self.address), self.protocol.value, self.port)
@@ -233,6 +282,8 @@ class Service:
         one_packet: every UDP datagram is a connection of its own.
         real_servers: in the order in which they are to be added.
         name: the user's name; takes no part in comparing.
+        marked: the packets that get its mark, where it is told by one; IPVS does not know them, so
+            they take no part in comparing.
     """
 
     key: ServiceKey | MarkKey
@@ -242,6 +293,12 @@ class Service:
     one_packet: bool = False
     real_servers: tuple[RealServer, ...] = ()
     name: str = field(default="", compare=False)
+    marked: Traffic | None = field(default=None, compare=False)
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """Its packets; None where others made it and know what they mark."""
+        return self.key.traffic if isinstance(self.key, ServiceKey) else self.marked
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +371,11 @@ class VirtualService:
         return ServiceKey(self.protocol, self.address, self.ports.single or 0)
 
     @property
+    def traffic(self) -> Traffic:
+        """Its packets."""
+        return Traffic(self.protocol, self.address, self.ports)
+
+    @property
     def needs_mark(self) -> bool:
         """Whether one decision for its ports needs a packet mark.
 
@@ -367,6 +429,7 @@ class Director:
         timeouts: IPVS's; None leaves the kernel's.
         drift_check: seconds between polls of what the kernel does not announce.
         fastpath: whether XDP repeats IPVS's decisions, for any service.
+        marks: of which each service that needs a packet mark gets one.
         drain_persistence: whether a bound client's next connection leaves a drained real server.
     """
 
@@ -377,6 +440,9 @@ class Director:
     timeouts: Timeouts | None = None
     drift_check: float = 1.5
     fastpath: FastPathUse = FastPathUse.AUTO
+    # no bit that kube-proxy (0xc000), Cilium (0x0f00), Tailscale (0xff0000) or Calico (0xffff0000)
+    # look at, and far above the small numbers that people write
+    marks: MarkRange = MarkRange(0x3000, 0x30FF)
     drain_persistence: DrainPersistence = DrainPersistence.MOVE
 
 

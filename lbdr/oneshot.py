@@ -17,6 +17,8 @@ from lbdr.desired import expand
 from lbdr.director import Director
 from lbdr.errors import ConfigError
 from lbdr.fastpath_keeper import FastPathKeeper
+from lbdr.marked_services import be_able_to_mark, refuse_collisions
+from lbdr.marks import assign, needing
 from lbdr.model import DesiredState, HostNetwork
 from lbdr.operator_states import OperatorStates, in_force, overrides
 from lbdr.paths import Paths, exclusive
@@ -39,8 +41,8 @@ class _Session:
         virtual_services = self.loaded.configuration.virtual_services
         return in_force(self.reconciler.state.operator, virtual_services, time.time())
 
-    def desired(self) -> DesiredState:
-        """What the kernel is to hold.
+    async def desired(self, *, adopt: bool = False) -> DesiredState:
+        """What the kernel is to hold; the packet marks are not kept yet.
 
         Raises:
             ConfigError: this machine cannot do what the configuration asks.
@@ -49,14 +51,18 @@ class _Session:
         if problems:
             raise ConfigError(problems)
         configuration, state = self.loaded.configuration, self.reconciler.state
-        role = state.role or configuration.director.role
-        return expand(
+        desired = expand(
             configuration,
             self.network,
-            role=role,
+            role=state.role or configuration.director.role,
             weights=overrides(self.operator_states(), state.weights),
             placed=state.owned.addresses,
+            marks=assign(configuration, state.marks),
         )
+        await refuse_collisions(
+            self.loaded, self.reconciler.kernel, desired, state.owned, adopt=adopt
+        )
+        return desired
 
 
 @asynccontextmanager
@@ -81,7 +87,8 @@ async def plan(paths: Paths, *, adopt: bool = False) -> Plan:
         LbdrError: the configuration, the machine or the kernel does not allow it.
     """
     async with _session(paths) as session:
-        found, _ = await session.reconciler.plan(session.desired(), adopt=adopt)
+        desired = await session.desired(adopt=adopt)
+        found, _ = await session.reconciler.plan(desired, adopt=adopt)
         return found
 
 
@@ -92,22 +99,31 @@ async def apply(paths: Paths, *, adopt: bool = False) -> Report:
     """
     with exclusive(paths, who="apply"):
         async with _session(paths) as session:
-            report = await session.reconciler.reconcile(session.desired(), adopt=adopt)
-            if fastpath_pins.is_there(paths):  # a daemon left it, and nobody else would follow
-                await _follow(paths, session)
-            return report
+            desired = await session.desired(adopt=adopt)
+            marked = bool(needing(session.loaded.configuration))
+            # a daemon left it, and nobody else would follow
+            if not marked and not fastpath_pins.is_there(paths):
+                return await session.reconciler.reconcile(desired, adopt=adopt)
+            return await _apply_both(paths, session, desired, adopt=adopt)
 
 
-async def _follow(paths: Paths, session: _Session) -> None:
-    """Bring the fast path after IPVS, once."""
-    kernel = session.reconciler.kernel
-    network = await kernel.addresses.observe()
-    director = Director(paths, kernel, session.reconciler, session.loaded, network)
-    keeper = FastPathKeeper(director)
+async def _apply_both(
+    paths: Paths, session: _Session, desired: DesiredState, *, adopt: bool
+) -> Report:
+    """Apply, with the programs that set marks before VIPs are claimed and the fast path after."""
+    reconciler, kernel = session.reconciler, session.reconciler.kernel
+    director = Director(paths, kernel, reconciler, session.loaded, session.network)
+    keeper = FastPathKeeper(director, once=True)
     try:
+        await be_able_to_mark(session.loaded, keeper)
+        reconciler.save(marks=assign(session.loaded.configuration, reconciler.state.marks))
+        kernel.before_claim = keeper.before_claim
+        report = await reconciler.reconcile(desired, adopt=adopt)
+        director.network = await kernel.addresses.observe()
         await keeper.follow()
     finally:
         keeper.close()
+    return report
 
 
 async def withdraw(paths: Paths) -> Report:
@@ -140,6 +156,7 @@ async def status(paths: Paths) -> Status:
             owned=state.owned.services,
             network=session.network,
             weights=overrides(session.operator_states(), state.weights),
+            marks=state.marks,
             operator=session.operator_states(),
             owners=await vip_owners(configuration, session.network),
             problems=[str(problem) for problem in host_problems(session.loaded, session.network)],

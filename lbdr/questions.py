@@ -15,7 +15,7 @@ from pathlib import Path
 from lbdr import fastpath_pins
 from lbdr.config.load import load
 from lbdr.control.protocol import ExplainRequest, FlowsRequest, FlowsResult, RememberedFlow
-from lbdr.datapath import ipvs_connections, ipvs_text, mh_check, xdp_remembered
+from lbdr.datapath import ipvs_connections, ipvs_text, mh_check, namespace, xdp_remembered
 from lbdr.datapath.ipvs_connections import Connection
 from lbdr.datapath.ipvs_text import Scheduled
 from lbdr.datapath.xdp_explain import Question, compile_explainer, open_explainer
@@ -28,8 +28,10 @@ from lbdr.explain import Asked, Choice, Explanation, InTable, QuestionError, ask
 from lbdr.explain_live import Heard, explain, seconds
 from lbdr.fastpath_keeper import FastPathKeeper
 from lbdr.maglev import DEFAULT_INDEX
-from lbdr.model import Address, Configuration, Key, MarkKey, Protocol, ServiceKey, endpoint
+from lbdr.marks import key_of
+from lbdr.model import Address, Configuration, Key, Protocol, ServiceKey, endpoint
 from lbdr.paths import Paths
+from lbdr.state import StateStore
 
 
 class Questions:
@@ -85,10 +87,12 @@ class Questions:
         services = {
             fast.index_of(key): (key, service.name)
             for key, service in desired.items()
-            if isinstance(key, ServiceKey) and key in fast.keys
-            if request.virtual_service in {None, service.name}
+            if key in fast.forwarded and request.virtual_service in {None, service.name}
         }
-        places = {index: (key.version, key.port) for index, (key, _) in services.items()}
+        places = {
+            index: (key.version, key.port if isinstance(key, ServiceKey) else 0)
+            for index, (key, _) in services.items()
+        }
         found, total = await asyncio.to_thread(
             xdp_remembered.flows, fast.maps, places, request.limit
         )
@@ -107,7 +111,9 @@ async def without_daemon(paths: Paths, request: ExplainRequest) -> Explanation:
         LbdrError: the configuration is wrong, there is no such service, or the kernel refuses.
     """
     question = _asked(load(paths.config).configuration, request)
-    keys = [] if question.virtual.needs_mark else [question.virtual.key]
+    state = await asyncio.to_thread(StateStore(paths.state, namespace.identity()).load)
+    key = key_of(question.virtual, state.marks)
+    keys = [] if key is None else [key]
     directory = fastpath_pins.pins_of(paths)
     try:
         maps = DirectorMaps.open(directory)
@@ -191,9 +197,7 @@ def _beside_ipvs(question: Asked, keys: list[Key], said: Said, index: int | None
         schedules = ipvs_text.schedules(ipvs_text.read())
     except KernelError as error:
         return explain(replace(heard, absent=f"IPVS cannot be asked: {error.message}"))
-    # the text does not tell a mark of IPv6 from one of IPv4
-    there = [MarkKey(key.mark, 4) if isinstance(key, MarkKey) else key for key in keys]
-    found = next((schedules[key] for key in there if key in schedules), None)
+    found = next((schedules[key] for key in keys if key in schedules), None)
     if found is None:
         return explain(replace(heard, absent="IPVS does not have the service"))
     notes: list[str] = []

@@ -88,10 +88,12 @@ class Reconciler:
         wanted, owned = narrowed(desired, self.state.owned, scope)
         plan = make_plan(wanted, observed, owned, adopt=adopt)
         if any(isinstance(operation, AddAddress) for operation in plan.operations):
-            plan = self._without_unserved_vips(plan, observed, scope)
+            plan = self._without_unserved_vips(plan, observed, desired, scope)
         return plan, observed.network
 
-    def _without_unserved_vips(self, plan: Plan, observed: ObservedState, scope: Scope) -> Plan:
+    def _without_unserved_vips(
+        self, plan: Plan, observed: ObservedState, desired: DesiredState, scope: Scope
+    ) -> Plan:
         """The plan without claims of VIPs for which no service of lbdr's is there, or to be added.
 
         A service that was refused, or one that others made, is a reason not to call clients here.
@@ -101,6 +103,11 @@ class Reconciler:
         serving = (there & self.state.owned.services) | plan.adopted
         serving |= {op.service.key for op in plan.operations if isinstance(op, AddService)}
         served = {key.address for key in serving if isinstance(key, ServiceKey)}
+        served |= {
+            service.marked.address
+            for key, service in desired.services.items()
+            if key in serving and service.marked is not None
+        }
         return replace(
             plan,
             operations=tuple(

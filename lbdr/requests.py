@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from pydantic import BaseModel
@@ -34,6 +34,7 @@ from lbdr.director import Director
 from lbdr.errors import ControlError
 from lbdr.events import EventKind, Wanted, read
 from lbdr.fastpath_keeper import FastPathKeeper
+from lbdr.marks import key_of
 from lbdr.model import Role, VirtualService
 from lbdr.operator_states import EVERYWHERE, OperatorState, changed, overrides
 from lbdr.questions import Questions
@@ -105,6 +106,7 @@ class Requests:
             owned=director.reconciler.state.owned.services,
             network=director.network,
             weights=overrides(director.operator_states(), director.reconciler.state.weights),
+            marks=director.reconciler.state.marks,
             operator=director.operator_states(),
             owners=await vip_owners(director.loaded.configuration, director.network),
             problems=director.problems(),
@@ -154,7 +156,7 @@ class Requests:
         for virtual in touched:
             words = f"weight of {request.real_server} in {virtual.name}: {weight}"
             director.tell(EventKind.OPERATOR, words, virtual.name, request.real_server)
-        director.dirty.mark(virtual.key for virtual in touched if not virtual.needs_mark)
+        self._mark(touched)
         return await self._done()
 
     async def _operator(self, request: OperatorRequest) -> Done:
@@ -178,13 +180,18 @@ class Requests:
         if request.deadline is not None:
             words += f", halt in {request.deadline:g} s"
         director.tell(EventKind.OPERATOR, words, request.virtual_service, request.real_server)
-        director.dirty.mark(
-            virtual.key
+        self._mark(
+            virtual
             for virtual in virtual_services
-            if not virtual.needs_mark
-            and any(server.name == request.real_server for server in virtual.real_servers)
+            if any(server.name == request.real_server for server in virtual.real_servers)
         )
         return await self._done()
+
+    def _mark(self, virtual_services: Iterable[VirtualService]) -> None:
+        """Have services looked at again."""
+        marks = self._director.reconciler.state.marks
+        keys = (key_of(virtual, marks) for virtual in virtual_services)
+        self._director.dirty.mark(key for key in keys if key is not None)
 
     def _having(self, real_server: str, virtual_service: str | None) -> list[VirtualService]:
         """The virtual services that have a real server, all or the one of a name.

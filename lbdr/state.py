@@ -47,6 +47,7 @@ class State:
         role: the role set at run time; None leaves the configuration's.
         weights: set by the operator: (virtual service, real server) -> weight.
         fastpath_off: virtual services that the operator left to IPVS; "" is all of them.
+        marks: packet marks by virtual service (lbdr.marks).
         operator: real servers that the operator drains or halts.
     """
 
@@ -54,6 +55,7 @@ class State:
     role: Role | None = None
     weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
     fastpath_off: frozenset[str] = frozenset()
+    marks: Mapping[str, int] = field(default_factory=dict)
     operator: OperatorStates = field(default_factory=dict)
 
 
@@ -113,6 +115,7 @@ class _File(_Strict):
     role: Role | None = None
     weights: list[_WeightEntry] = []
     fastpath_off: list[str] = []
+    marks: dict[str, Annotated[int, Field(gt=0, lt=1 << 32)]] = {}
     operator: list[_OperatorEntry] = []
 
 
@@ -224,7 +227,13 @@ def _parse(data: bytes, kernel: str) -> State:
     }
     if file.kernel != kernel:
         log.info("the state is of another boot or network namespace: nothing here is lbdr's yet")
-        return State(role=file.role, weights=weights, fastpath_off=off, operator=operator)
+        return State(
+            role=file.role,
+            weights=weights,
+            fastpath_off=off,
+            marks=file.marks,
+            operator=operator,
+        )
     services: set[Key] = set()
     for entry in file.services:
         if isinstance(entry, _MarkEntry):
@@ -243,6 +252,7 @@ def _parse(data: bytes, kernel: str) -> State:
         role=file.role,
         weights=weights,
         fastpath_off=off,
+        marks=file.marks,
         operator=operator,
     )
 
@@ -271,6 +281,7 @@ def _render(state: State, kernel: str) -> bytes:
             for (virtual, real), weight in sorted(state.weights.items())
         ],
         fastpath_off=sorted(state.fastpath_off),
+        marks=dict(sorted(state.marks.items())),
         operator=[
             _OperatorEntry(virtual_service=virtual, real_server=real, **asdict(entry))
             for (virtual, real), entry in sorted(state.operator.items())

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from lbdr.desired import Weights, service_for
+from lbdr.marks import Marks, key_of
 from lbdr.model import (
     Configuration,
     Counters,
@@ -151,7 +152,7 @@ class VirtualServiceStatus(_Model):
 
     Args:
         state: online; degraded (a wanted real server is missing); drain (no server takes new
-            connections); missing (not in IPVS); unsupported (this version does not program it).
+            connections); missing (not in IPVS).
     """
 
     name: str
@@ -163,7 +164,7 @@ class VirtualServiceStatus(_Model):
     persistence: int | None = None
     granularity: int | None = None
     one_packet: bool = False
-    state: Literal["online", "degraded", "drain", "missing", "unsupported"]
+    state: Literal["online", "degraded", "drain", "missing"]
     fastpath: FastPathService = FastPathService()
     totals: Totals = Totals()
     rates: Rates = Rates()
@@ -224,7 +225,7 @@ def virtual_service_status(
         persistence=virtual.persistence.timeout if virtual.persistence else None,
         granularity=virtual.persistence.granularity if virtual.persistence else None,
         one_packet=virtual.one_packet,
-        state=_state(virtual, observed, real_servers),
+        state=_state(observed, real_servers),
         totals=_totals(counters),
         rates=_rates(counters),
         real_servers=real_servers,
@@ -232,10 +233,8 @@ def virtual_service_status(
 
 
 def _state(
-    virtual: VirtualService, observed: ObservedService | None, servers: list[RealServerStatus]
-) -> Literal["online", "degraded", "drain", "missing", "unsupported"]:
-    if virtual.needs_mark:
-        return "unsupported"
+    observed: ObservedService | None, servers: list[RealServerStatus]
+) -> Literal["online", "degraded", "drain", "missing"]:
     if observed is None:
         return "missing"
     if any(server.state == "missing" for server in servers):
@@ -252,7 +251,7 @@ def _real_servers(
     operator: OperatorStates,
 ) -> list[RealServerStatus]:
     there = {entry.real_server.key: entry for entry in observed.real_servers} if observed else {}
-    wanted = service_for(virtual, weights).real_servers if not virtual.needs_mark else ()
+    wanted = service_for(virtual, weights).real_servers
     file_weight = {server.key: server.weight for server in virtual.real_servers}
     sorry = virtual.sorry_server
     result = []
@@ -364,6 +363,7 @@ def director_status(
     owned: frozenset[Key],
     network: HostNetwork,
     weights: Weights,
+    marks: Marks,
     owners: Mapping[str, str],
     problems: list[str],
     config: str,
@@ -373,9 +373,8 @@ def director_status(
     operator: OperatorStates | None = None,
 ) -> Status:
     """The status of a director; arguments as in virtual_service_status and Status."""
-    ours = owned | {
-        virtual.key for virtual in configuration.virtual_services if not virtual.needs_mark
-    }
+    keys = {virtual.name: key_of(virtual, marks) for virtual in configuration.virtual_services}
+    ours = owned | set(keys.values())
     return Status(
         director=configuration.director.name,
         role=role,
@@ -387,7 +386,7 @@ def director_status(
         virtual_services=[
             virtual_service_status(
                 virtual,
-                None if virtual.needs_mark else services.get(virtual.key),
+                services.get(key) if (key := keys[virtual.name]) is not None else None,
                 network,
                 weights,
                 owners,

@@ -13,6 +13,7 @@ from lbdr.cli.logs import set_up
 from lbdr.config.load import load as load_file
 from lbdr.control import client
 from lbdr.control.protocol import FastPathRequest, FastPathResult
+from lbdr.marks import needing
 from lbdr.model import FastPathUse
 from lbdr.paths import Paths
 
@@ -67,7 +68,8 @@ def load(*, paths: Paths, as_json: bool) -> None:
     set_up(None, logging.WARNING)
     fastpath_pins.prepare_root(paths)
     said = {"mh": "", "programs": ""}
-    if load_file(paths.config).configuration.director.fastpath is FastPathUse.OFF:
+    configuration = load_file(paths.config).configuration
+    if configuration.director.fastpath is FastPathUse.OFF and not needing(configuration):
         said["programs"] = "not loaded: `fastpath: off` in the file"
     else:
         try:

@@ -31,7 +31,6 @@ _COLOURS = {
     "spare": "cyan",
     "foreign": "magenta",
     "missing": "red",
-    "unsupported": "red",
 }
 _ENDLESS = 10_000
 _WIDE = 132  # columns that the whole table takes, with addresses of usual length

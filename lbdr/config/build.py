@@ -37,6 +37,7 @@ def _director(written: schema.Director) -> model.Director:
         timeouts=None if values == model.Timeouts() else values,
         drift_check=written.drift_check,
         fastpath=model.FastPathUse(written.fastpath),
+        marks=written.marks,
         drain_persistence=model.DrainPersistence(written.drain_persistence),
     )
 

@@ -109,6 +109,8 @@ On any machine (`lbdr check`):
 - A service has each port once, and no two services have the same address, protocol and port. An
   exact port beside `any` is clear: the exact one wins.
 - Several ports, or any, need one decision: persistence, or scheduler mh or sh without a -port flag.
+  They are tcp's or udp's, with at most 16 ranges for each VIP and protocol; any port of sctp needs
+  persistence.
 - A scheduler flag belongs to its scheduler; `one_packet` is for udp, and not with persistence.
 - Real servers, sorry server and VIP of a service have the same IP version.
 - A sorry server is not a real server of its service; a real server stands in a service once.
@@ -121,8 +123,14 @@ On this machine (`lbdr check --host`):
 - Every real server in use lies in a subnet of an interface that is up.
 - Every VIP lies in a subnet of an interface that is up, or names its interface; it is not the
   machine's own address there, nor the first or last address of the subnet.
-- Several ports, and any port without persistence, need a packet mark, which this version cannot set
-  yet.
+- Several ports, and any port without persistence, need a packet mark, which lbdr's program sets at
+  tc ingress of the VIP's interface, also with `fastpath: off`: so such a service needs bcc
+  (python3-bpfcc) and the right to load BPF programs. Each service gets a mark of `director: marks`
+  and keeps it, in the state directory; virtual services that others made in IPVS must not use marks
+  of that range, and rules of the firewall must not set or match them.
+- Such a service is another one to IPVS than that of one port: connections that are open when a
+  service of one port gets a second one, or the other way round, end. Ports that are added to
+  several, or taken from them, disturb none.
 """
 
 

@@ -9,6 +9,7 @@ from lbdr.config.load import Loaded
 from lbdr.errors import Problem
 from lbdr.model import Address, Forwarding, HostNetwork, Interface, VirtualService
 
+_NO_MACS = ("", "00:00:00:00:00:00")  # of a tunnel, and of lo
 _SHOWN = 8  # subnets named in a message
 
 
@@ -25,7 +26,6 @@ def host_problems(loaded: Loaded, network: HostNetwork) -> list[Problem]:
     for service in loaded.configuration.virtual_services:
         if service.forwarding is not Forwarding.DR:
             continue
-        found += _mark(loaded, service)
         if service.address not in vips:
             vips.add(service.address)
             found += _vip(loaded, service, network)
@@ -35,25 +35,6 @@ def host_problems(loaded: Loaded, network: HostNetwork) -> list[Problem]:
         if name in served:
             found += _real_server(loaded, name, address, network)
     return sorted(found, key=lambda problem: (problem.line, problem.column))
-
-
-def _mark(loaded: Loaded, service: VirtualService) -> Iterator[Problem]:
-    if not service.needs_mark:
-        return
-    path = ("virtual_services", service.name, "ports")
-    if service.ports.any:
-        yield loaded.problem(
-            path,
-            "any port without persistence needs a packet mark, which this version cannot set yet",
-            "add `persistence: 5m`, or name one port",
-        )
-    else:
-        yield loaded.problem(
-            path,
-            f"several ports as one decision ({service.ports}) need a packet mark, which this "
-            "version cannot set yet",
-            "make a virtual service for each port, or use `any` with persistence",
-        )
 
 
 def _vip(loaded: Loaded, service: VirtualService, network: HostNetwork) -> Iterator[Problem]:
@@ -86,6 +67,14 @@ def _vip(loaded: Loaded, service: VirtualService, network: HostNetwork) -> Itera
             path,
             f"the interface {interface.name}, where the VIP {vip} goes, is down or has no carrier",
             f"ip link set {interface.name} up",
+        )
+    if service.needs_mark and interface.mac in _NO_MACS:
+        yield loaded.problem(
+            path,
+            f"the VIP {vip} of {service.name} goes to {interface.name}, where no frames come in: "
+            "several ports as one decision need a packet mark, which lbdr sets on the VIP's "
+            "interface",
+            "name the interface that clients' packets come in on: `interface: eth0`",
         )
     yield from _own_address(loaded, service, network)
 

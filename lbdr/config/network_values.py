@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbdr.config.values import JsonSchema, Value, wrong
-from lbdr.model import Address, PortRange
+from lbdr.model import Address, MarkRange, PortRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +180,30 @@ def _ports_hint(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9][0-9, -]{0,80}", value):
         return f"write [{', '.join(part.strip() for part in value.split(',') if part.strip())}]"
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks(Value):
+    """A range of packet marks."""
+
+    def read(self, value: Any) -> MarkRange:
+        if isinstance(value, MarkRange):
+            return value
+        number = "(0x[0-9a-fA-F]{1,8}|[0-9]{1,10})"
+        match = re.fullmatch(f"{number}-{number}", value) if isinstance(value, str) else None
+        if match:
+            first, last = (int(one, 16 if one[:2] == "0x" else 10) for one in match.groups())
+            if 1 <= first <= last < 1 << 32:
+                return MarkRange(first, last)
+            if 1 <= last < first < 1 << 32:
+                raise wrong("a range from the lower mark to the higher", f"write {last}-{first}")
+        one = type(value) is int and 1 <= value < 1 << 32
+        hint = f"write {value}-{value}" if one else "a mark is 1 to 4294967295"
+        raise wrong("a range of packet marks, such as 12288-12543 or 0x3000-0x30ff", hint)
+
+    def json_schema(self) -> JsonSchema:
+        number = "(0x[0-9a-fA-F]{1,8}|[0-9]{1,10})"
+        return {"type": "string", "pattern": f"^{number}-{number}$"}
+
+    def text(self) -> str:
+        return "a range of packet marks, decimal or hexadecimal"

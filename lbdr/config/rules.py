@@ -12,6 +12,7 @@ from lbdr.config import words
 from lbdr.config.address_rules import address_findings
 from lbdr.config.between_rules import interfaces, overlaps
 from lbdr.config.explain import Finding
+from lbdr.config.mark_rules import mark_findings
 from lbdr.config.schema import Document, RealServerUse, SorryServer, VirtualService
 from lbdr.config.yaml12 import Path
 from lbdr.model import SCHEDULER_FLAGS
@@ -39,6 +40,7 @@ def check(document: Document, declared: Collection[str] | None = None) -> list[F
             found += _same_family(path, use, service, document)
     found += overlaps(document)
     found += interfaces(document)
+    found += mark_findings(document)
     return found
 
 

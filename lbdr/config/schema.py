@@ -17,6 +17,7 @@ from lbdr.config.network_values import (
     Granularity,
     InterfaceName,
     IpAddress,
+    Marks,
     PortEntry,
     list_of_ports,
 )
@@ -136,6 +137,12 @@ class Director(Section):
     fastpath: Annotated[str, Choice(tuple(model.FastPathUse), "fast path")] = Field(
         default=_DIRECTOR.fastpath.value,
         description="auto: XDP repeats IPVS's decisions wherever it can; off: IPVS alone forwards.",
+    )
+    marks: Annotated[model.MarkRange, Marks()] = Field(
+        default=_DIRECTOR.marks,
+        description="Packet marks for virtual services with several ports: each gets one, set by "
+        "lbdr at tc ingress, by which IPVS knows it. Nothing else here may set or match them; the "
+        "usual range has no bit that kube-proxy, Cilium, Calico or Tailscale look at.",
     )
     drain_persistence: Annotated[str, Choice(tuple(model.DrainPersistence), "word")] = Field(
         default=_DIRECTOR.drain_persistence.value,

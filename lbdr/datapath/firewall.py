@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from lbdr.errors import KernelError, PrivilegeError
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
 _HOOKS = {0: "prerouting", 1: "input", 5: "ingress"}
 _DROP = 0
+_META_MARK = (3, "NFT_META_MARK")
 _ABSENT = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
 _GET_INFO = 64  # IPT_SO_GET_INFO and IP6T_SO_GET_INFO
 _INFO = struct.Struct("=32sI5I5III")
@@ -49,19 +50,39 @@ def nft_chains() -> tuple[FirewallChain, ...]:
     try:
         with NFTables(nfgen_family=0) as nftables:
             chains = list(nftables.get_chains())
-            rules = Counter(
-                (
-                    rule["nfgen_family"],
-                    rule.get_attr("NFTA_RULE_TABLE"),
-                    rule.get_attr("NFTA_RULE_CHAIN"),
-                )
-                for rule in nftables.get_rules()
-            )
+            every = list(nftables.get_rules())
     except NetlinkError as error:
         return _refused(error.code)
     except OSError as error:
         return _refused(error.errno or 0)
-    return tuple(_nft_chains(chains, rules))
+    rules = Counter(
+        (
+            rule["nfgen_family"],
+            rule.get_attr("NFTA_RULE_TABLE"),
+            rule.get_attr("NFTA_RULE_CHAIN"),
+        )
+        for rule in every
+    )
+    marking = {
+        (rule["nfgen_family"], rule.get_attr("NFTA_RULE_TABLE"))
+        for rule in every
+        if _is_about_marks(rule)
+    }
+    return tuple(_nft_chains(chains, rules, marking))
+
+
+def _is_about_marks(rule: Any) -> bool:
+    """Whether a rule sets or matches packet marks, also by a module of iptables-nft."""
+    for expression in rule.get_attr("NFTA_RULE_EXPRESSIONS") or ():
+        kind, data = expression.get_attr("NFTA_EXPR_NAME"), expression.get_attr("NFTA_EXPR_DATA")
+        if data is None:
+            continue
+        if kind == "meta" and data.get_attr("NFTA_META_KEY") in _META_MARK:
+            return True
+        name = {"match": "NFTA_MATCH_NAME", "target": "NFTA_TARGET_NAME"}.get(kind)
+        if name is not None and data.get_attr(name) in ("mark", "MARK", "CONNMARK"):
+            return True
+    return False
 
 
 def _refused(number: int) -> tuple[FirewallChain, ...]:
@@ -73,7 +94,9 @@ def _refused(number: int) -> tuple[FirewallChain, ...]:
     raise KernelError("nft list ruleset", errno=number)
 
 
-def _nft_chains(chains: list[Any], rules: Counter[Any]) -> Iterator[FirewallChain]:
+def _nft_chains(
+    chains: list[Any], rules: Counter[Any], marking: Collection[Any]
+) -> Iterator[FirewallChain]:
     for chain in chains:
         hook = chain.get_attr("NFTA_CHAIN_HOOK")
         family = _FAMILIES.get(chain["nfgen_family"])
@@ -91,6 +114,7 @@ def _nft_chains(chains: list[Any], rules: Counter[Any]) -> Iterator[FirewallChai
             rules=rules[chain["nfgen_family"], table, label],
             drops=chain.get_attr("NFTA_CHAIN_POLICY") == _DROP,
             listing=f"nft list chain {family} {table} {label}",
+            marks=(chain["nfgen_family"], table) in marking,
         )
 
 
@@ -134,6 +158,7 @@ def _legacy(names: str) -> Iterator[FirewallChain]:
                     rules=None,
                     drops=False,
                     listing=f"{command} -t {table} -S {name}",
+                    marks=table == "mangle",  # where marks are set; rules are not told
                 )
 
 

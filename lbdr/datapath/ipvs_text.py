@@ -66,11 +66,18 @@ def changed(before: bytes, after: bytes) -> set[Key]:
     """
     old, new = _blocks(before), _blocks(after)
     return {
-        _key(header)
+        key
         for headers in (old, new)
         for header in headers
         if old.get(header) != new.get(header)
+        for key in _keys(header)
     }
+
+
+def _keys(header: bytes) -> tuple[Key, ...]:
+    key = _key(header)
+    # a header does not tell a mark's IPv4 service from its IPv6 one
+    return (key, MarkKey(key.mark, 6)) if isinstance(key, MarkKey) else (key,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,8 @@ class Scheduled:
 
 def schedules(table: bytes) -> dict[Key, tuple[str, tuple[Scheduled, ...]]]:
     """The scheduler of each service, and its real servers in the kernel's list order.
+
+    A mark's service is IPv6 where its real servers are; without any it is taken for IPv4.
 
     Args:
         table: of `read` or `configuration`.
@@ -115,12 +124,20 @@ def schedules(table: bytes) -> dict[Key, tuple[str, tuple[Scheduled, ...]]]:
                     int(match["weight"]),
                 )
             )
+            if isinstance(key, MarkKey) and servers[-1].address.version != key.version:
+                before, key = key, MarkKey(key.mark, servers[-1].address.version)
+                mine, other = found.pop(before), found.pop(key, None)
+                found[key] = mine
+                if other is not None:
+                    found[before] = other
             found[key] = found[key][0], tuple(servers)
             continue
         header = _SERVICE.match(line)
         if header is None:
             raise KernelError(f"/proc/net/ip_vs has a line that is not understood: {line!r}")
         key, servers = _key(header.group(0)), []
+        if isinstance(key, MarkKey) and key in found:
+            key = MarkKey(key.mark, 6)
         found[key] = line[header.end() :].split()[0].decode(), ()
     return found
 

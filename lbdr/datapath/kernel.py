@@ -23,7 +23,6 @@ from lbdr.model import (
     HostNetwork,
     Key,
     ObservedService,
-    ServiceKey,
     Timeouts,
     VirtualAddress,
 )
@@ -61,7 +60,9 @@ class Outcome:
 class Kernel:
     """IPVS, addresses, ARP and sysctls of the calling thread's network namespace.
 
-    Made by `open`, inside a running event loop.
+    Made by `open`, inside a running event loop. `before_claim`, where it is set, is called when
+    services are there and VIPs are to be claimed; the VIPs that it returns have nothing behind them
+    and are not.
     """
 
     def __init__(self, ipvs: Ipvs, addresses: Addresses) -> None:
@@ -69,6 +70,7 @@ class Kernel:
         self.addresses = addresses
         self.probe = AddressProbe()
         self.announcer: Announcer | None = None
+        self.before_claim: Callable[[], Awaitable[Collection[Address]]] | None = None
 
     @classmethod
     async def open(cls) -> Self:
@@ -172,6 +174,7 @@ class _Run:
         self._failed_addresses: set[VirtualAddress] = set()
         self._refused: set[Address] = set()  # VIPs of services that the kernel refused
         self._served: set[Address] = set()  # VIPs of services that were added
+        self._asked = False  # what must be there before a VIP is claimed
         self._outdated: Collection[Key] = ()
 
     async def services(self, operations: list[IpvsOperation]) -> None:
@@ -196,8 +199,9 @@ class _Run:
             key = operation.service.key
             if error is not None:
                 self._failed_services.add(key)
-            if isinstance(key, ServiceKey):
-                (self._served if error is None else self._refused).add(key.address)
+            traffic = operation.service.traffic
+            if traffic is not None:
+                (self._served if error is None else self._refused).add(traffic.address)
         self._report(Outcome(operation, error))
 
     async def sysctls(self, operations: list[SetSysctl]) -> None:
@@ -211,7 +215,7 @@ class _Run:
 
     async def probes(self, operations: list[ProbeAddress]) -> None:
         """All at once, since each takes its time; none of a VIP that has nothing behind it."""
-        unserved = self._refused - self._served
+        unserved = (self._refused - self._served) | await self._unready()
         for operation in operations:
             if operation.vip.address in unserved:
                 self._failed_addresses.add(operation.vip)
@@ -230,6 +234,13 @@ class _Run:
             return
         for operation in operations:
             self._judge_probe(operation, answers.get(operation.vip))
+
+    async def _unready(self) -> set[Address]:
+        """The VIPs that must not be claimed yet, asked once."""
+        if self._asked or self._kernel.before_claim is None:
+            return set()
+        self._asked = True
+        return set(await self._kernel.before_claim())
 
     async def _probe_alone(self, operation: ProbeAddress) -> None:
         try:
@@ -261,6 +272,11 @@ class _Run:
     async def addresses(self, operations: list[AddAddress | DeleteAddress]) -> None:
         possible = []
         unclaimed = {vip.address for vip in self._failed_addresses}
+        adding = {op.vip for op in operations if isinstance(op, AddAddress)}
+        if adding:  # on another interface, where they were not probed
+            unready = await self._unready()
+            self._failed_addresses |= {vip for vip in adding if vip.address in unready}
+            unclaimed |= unready
         for operation in operations:
             # one that moves is not deleted here when it could not be added there
             if operation.vip.address in unclaimed:

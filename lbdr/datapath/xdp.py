@@ -10,7 +10,7 @@ from collections.abc import Container, Sequence
 
 from lbdr import tracking
 from lbdr.datapath import xdp_layout as layout
-from lbdr.datapath.bpf_maps import Map
+from lbdr.datapath.xdp_keys import Owned, delete_keys, write_keys
 from lbdr.datapath.xdp_layout import FastServer, FastService, Place, ServiceFlag
 from lbdr.datapath.xdp_places import PlacedService, Places, tick
 from lbdr.datapath.xdp_programs import DirectorPrograms
@@ -18,7 +18,7 @@ from lbdr.datapath.xdp_records import known_flows, learned_flows, record, sweep
 from lbdr.datapath.xdp_wanted import KnownFlow, WantedServer, WantedService
 from lbdr.errors import LbdrError
 from lbdr.maglev import MaglevServer, MaglevTable
-from lbdr.model import Address, Protocol, ServiceKey
+from lbdr.model import Address, Key, MarkKey, Protocol, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,22 @@ class FastPath:
         self.sweep()
 
     @property
-    def keys(self) -> frozenset[ServiceKey]:
-        """The services that the programs have."""
+    def keys(self) -> frozenset[Key]:
+        """The services that the programs have, those that are only marked among them."""
         return frozenset(self._services)
 
-    def index_of(self, key: ServiceKey) -> int:
+    def index_of(self, key: Key) -> int:
         """The place of a service that the programs have."""
         return self._services[key].index
+
+    @property
+    def forwarded(self) -> frozenset[Key]:
+        """The services that the programs forward."""
+        return frozenset(key for key, one in self._services.items() if not one.marked_only)
+
+    def traffic(self, key: Key) -> Traffic:
+        """The packets of a service."""
+        return self._services[key].traffic
 
     @property
     def due(self) -> float | None:
@@ -56,7 +65,7 @@ class FastPath:
         times = [service.due for service in self._services.values() if service.due is not None]
         return min(times, default=None)
 
-    def served(self, key: ServiceKey) -> dict[Address, tuple[int, int]]:
+    def served(self, key: Key) -> dict[Address, tuple[int, int]]:
         """Packets and bytes that each real server of a service got."""
         served = self.maps["served"]
         found: dict[Address, tuple[int, int]] = {}
@@ -65,7 +74,7 @@ class FastPath:
             found[address] = packets, octets
         return found
 
-    def reasons(self, key: ServiceKey | None, *, tc: bool) -> dict[layout.Reason, int]:
+    def reasons(self, key: Key | None, *, tc: bool) -> dict[layout.Reason, int]:
         """Packets of a service that were not forwarded; of none yet for None.
 
         Args:
@@ -83,11 +92,11 @@ class FastPath:
         }
         return {reason: count for reason, count in totals.items() if count}
 
-    def known_flows(self, key: ServiceKey) -> list[KnownFlow]:
+    def known_flows(self, key: Key) -> list[KnownFlow]:
         """The connections of a service that are recorded, and who has each."""
         return known_flows(self._places, key)
 
-    def unknown_slots(self, key: ServiceKey) -> int:
+    def unknown_slots(self, key: Key) -> int:
         """Slots of an mh service whose old connections go elsewhere than new ones, unrecorded."""
         line = self._services[key].line
         if line is None:
@@ -96,11 +105,11 @@ class FastPath:
             word & tracking.CURRENT != word >> layout.OLD_SHIFT for word in self._places.slots(line)
         )
 
-    def is_other(self, key: ServiceKey, wanted: WantedService) -> bool:
+    def is_other(self, key: Key, wanted: WantedService) -> bool:
         """Whether a service is to be decided otherwise than until now, and can be.
 
-        It is to be dropped and put anew then. One that has a table has it until its connections
-        are known: IPVS has new ones meanwhile.
+        It is to be put anew then. One that has a table has it until its connections are known: IPVS
+        has new ones meanwhile.
 
         Args:
             key: of the service.
@@ -111,11 +120,11 @@ class FastPath:
             return ServiceFlag.LEARNED not in wanted.flags
         return service.leaving and service.left
 
-    def learned(self, key: ServiceKey) -> list[KnownFlow]:
+    def learned(self, key: Key) -> list[KnownFlow]:
         """The open connections of a service that were learned from IPVS."""
         return learned_flows(self._places, key)
 
-    def settle(self, key: ServiceKey) -> None:
+    def settle(self, key: Key) -> None:
         """Have what falls to old servers recorded from now on, until the service is put again."""
         self.maps.services[self._services[key].word] |= ServiceFlag.SETTLING << 32
 
@@ -125,7 +134,14 @@ class FastPath:
 
     # --- changing --------------------------------------------------------------------------------
 
-    def put(self, key: ServiceKey, wanted: WantedService, held: Sequence[KnownFlow] = ()) -> None:
+    def put(
+        self,
+        key: Key,
+        wanted: WantedService,
+        held: Sequence[KnownFlow] = (),
+        *,
+        anew: bool = False,
+    ) -> None:
         """Have the programs treat a service as wanted; connections stay where they are.
 
         New servers come first, then the table that has them, and who is gone goes last: at every
@@ -136,29 +152,58 @@ class FastPath:
             wanted: as it is to be.
             held: connections that IPVS has, where the service is new here: those that are not on
                 their slot's server are recorded before the first packet comes.
+            anew: it is decided otherwise than until now.
 
         Raises:
             KernelError: the maps are full; a service that is new here is not there then.
         """
-        if key in self._services:
-            self._write(key, self._services[key], wanted)
+        there = self._services.get(key)
+        if there is not None and not anew and there.marked_only == wanted.marked_only:
+            self._write(key, there, wanted)
+            self._lead(there, wanted.traffic)
             return
-        service = self._places.new_service()
+        # at another place, to which the keys are led one by one: no packet finds none
+        service = self._places.new_service(wanted.traffic)
+        service.marked_only = wanted.marked_only
         try:
             self._write(key, service, wanted, held)
+            self._services[key] = service
+            self._write_vips()
+            write_keys(
+                self.maps,
+                service.index,
+                wanted.traffic,
+                there.traffic if there is not None else None,
+                self._owned(),
+            )
         except LbdrError:
+            self._services.pop(key, None)
+            delete_keys(self.maps, service.index, wanted.traffic, self._owned())
             self._forget(service)
+            if there is not None:
+                self._services[key] = there
+                write_keys(self.maps, there.index, there.traffic, None, self._owned())
             raise
-        self._services[key] = service
-        self._write_vips()
-        self._keys(key).update(_service_key(key), layout.U32.pack(service.index))
+        if there is not None:
+            self._forget(there)
 
-    def drop(self, key: ServiceKey) -> None:
+    def drop(self, key: Key) -> None:
         """Take a service out: its packets are IPVS's from now on."""
         service = self._services.pop(key)
-        self._keys(key).delete(_service_key(key))
+        delete_keys(self.maps, service.index, service.traffic, self._owned())
         self._forget(service)
         self._write_vips()
+
+    def _lead(self, service: PlacedService, traffic: Traffic) -> None:
+        """Have other packets lead to a service."""
+        if service.traffic == traffic:
+            return
+        before, service.traffic = service.traffic, traffic
+        self._write_vips()
+        write_keys(self.maps, service.index, traffic, before, self._owned())
+
+    def _owned(self) -> list[Owned]:
+        return [(service.traffic, service.index) for service in self._services.values()]
 
     def _forget(self, service: PlacedService) -> None:
         """Nothing names a service any more but records and flows: its places wait for a sweep."""
@@ -171,7 +216,7 @@ class FastPath:
 
     def _write(
         self,
-        key: ServiceKey,
+        key: Key,
         service: PlacedService,
         wanted: WantedService,
         held: Sequence[KnownFlow] = (),
@@ -197,6 +242,7 @@ class FastPath:
             flags | (ServiceFlag.SETTLING if service.settling else ServiceFlag(0)),
             service.line or 0,
             udp_until & 0xFFFFFFFF,
+            mark=wanted.mark,
             timeout=wanted.timeout,
         )
         self.maps.write_service(service.index, value.pack())
@@ -227,9 +273,7 @@ class FastPath:
 
     # --- tables ----------------------------------------------------------------------------------
 
-    def _put_table(
-        self, key: ServiceKey, service: PlacedService, servers: Sequence[WantedServer]
-    ) -> None:
+    def _put_table(self, key: Key, service: PlacedService, servers: Sequence[WantedServer]) -> None:
         made_of = tuple(
             (server.address, service.servers[server.address].last_weight, server.weight > 0)
             for server in servers
@@ -250,7 +294,7 @@ class FastPath:
             service.made_of, service.due = made_of, None
             return
         alive = {service.servers[server.address].index for server in servers}
-        if key.protocol is Protocol.UDP and self._places.is_udp_over(service):
+        if service.traffic.protocol is Protocol.UDP and self._places.is_udp_over(service):
             before = tracking.settle(before)  # flows since then are the current server's
         if not self._is_due(service, before, alive):
             self.maps.write_table(service.line, tracking.anticipate(before, owners, drained))
@@ -260,7 +304,7 @@ class FastPath:
         log.info("fast path: the table of %s changed", key)
 
     def _leave_table(
-        self, key: ServiceKey, service: PlacedService, servers: Sequence[WantedServer]
+        self, key: Key, service: PlacedService, servers: Sequence[WantedServer]
     ) -> None:
         """IPVS decides otherwise than the table by now: new connections are all its own."""
         if service.line is None:
@@ -311,13 +355,14 @@ class FastPath:
         return now >= service.due
 
     def _owners(
-        self, key: ServiceKey, service: PlacedService, servers: Sequence[WantedServer]
+        self, key: Key, service: PlacedService, servers: Sequence[WantedServer]
     ) -> list[int]:
         """The server of each slot in IPVS's table, by its place, drained ones too."""
         placed = [service.servers[server.address] for server in servers]
+        port = 0 if isinstance(key, MarkKey) else key.port
         table = MaglevTable(
             [
-                MaglevServer(server.address, key.port, one.last_weight)
+                MaglevServer(server.address, port, one.last_weight)
                 for server, one in zip(servers, placed, strict=True)
             ],
             self.maps.capacity.index,
@@ -326,14 +371,7 @@ class FastPath:
         return [owner[place] for place in table.slots]
 
     def _write_vips(self) -> None:
-        self.maps.write_vips({key.address for key in self._services})
-
-    def _keys(self, key: ServiceKey) -> Map:
-        return self.maps[f"services{key.version}"]
-
-
-def _service_key(key: ServiceKey) -> bytes:
-    return layout.key_of(key.address, key.port, key.protocol.number)
+        self.maps.write_vips({one.traffic.address for one in self._services.values()})
 
 
 def _placed_key(service: int, address: Address) -> bytes:

@@ -53,7 +53,11 @@ class Attachments:
         self._filters: set[tuple[int, tc.Direction]] | None = None  # None: not looked for yet
 
     async def keep(
-        self, incoming: Collection[int], outgoing: Collection[int], every: Collection[int]
+        self,
+        incoming: Collection[int],
+        outgoing: Collection[int],
+        every: Collection[int],
+        marking: Collection[int] = (),
     ) -> list[Attachment]:
         """Attach to devices what is not attached yet, and detach from all others.
 
@@ -61,6 +65,7 @@ class Attachments:
             incoming: indexes of devices that VIPs are on.
             outgoing: of those that lead to servers whose service IPVS decides.
             every: of all devices.
+            marking: of those that VIPs are on of services that are only marked: without XDP.
 
         Returns:
             How each incoming device serves.
@@ -68,14 +73,13 @@ class Attachments:
         Raises:
             KernelError, PrivilegeError: tc cannot be had either.
         """
-        found = []
-        wanted = {(ifindex, tc.Direction.INGRESS) for ifindex in incoming}
+        wanted = {(ifindex, tc.Direction.INGRESS) for ifindex in (*incoming, *marking)}
         wanted |= {(ifindex, tc.Direction.EGRESS) for ifindex in outgoing}
         if self._filters is None:  # an earlier process may have left some
             self._filters = await _filters(every)
-        for ifindex in sorted(incoming):
+        for ifindex in sorted({*incoming, *marking}):
             await self._attach_tc(self._programs.tc, ifindex, tc.Direction.INGRESS)
-            found.append(self._attach_xdp(ifindex))
+        found = [self._attach_xdp(ifindex) for ifindex in sorted(incoming)]
         for ifindex in sorted(outgoing):
             await self._attach_tc(self._programs.learn, ifindex, tc.Direction.EGRESS)
         for ifindex, pin in list(_links(self._programs.directory)):
@@ -87,6 +91,15 @@ class Attachments:
                 log.info("detached from tc %s of %s", direction.word, device(ifindex))
         self._filters = wanted
         return found
+
+    async def all_there(self) -> bool:
+        """Whether all that `keep` attached to tc is there yet; not where a device went."""
+        try:
+            found = [await tc.attached(*each) for each in self._filters or ()]
+        except KernelError as error:
+            log.debug("a device of the fast path is gone: %s", error)
+            return False
+        return None not in found
 
     async def _attach_tc(self, program: Program, ifindex: int, direction: tc.Direction) -> None:
         if await tc.attached(ifindex, direction) == program.info().id:

@@ -145,6 +145,17 @@ class DirectorMaps:
         array.write_range(0, both.to_bytes(len(words), "little"))
         array.write_range(0, words)
 
+    def mark_of(self, index: int) -> int:
+        """The packet mark of a service; 0 for none.
+
+        Args:
+            index: its place.
+        """
+        size = layout.SERVICE.size // 8
+        words = self.services[index * size : (index + 1) * size]
+        mark: int = layout.SERVICE.unpack(words.tobytes())[-2]
+        return mark
+
     # --- writing what programs read ------------------------------------------------------------
 
     def write_service(self, index: int, value: bytes) -> None:

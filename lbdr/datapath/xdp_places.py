@@ -12,11 +12,18 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from lbdr.datapath import xdp_layout as layout
+from lbdr.datapath.xdp_keys import read_keys
 from lbdr.datapath.xdp_layout import Reason, ServiceFlag
 from lbdr.datapath.xdp_maps import DirectorMaps
 from lbdr.errors import KernelError
 from lbdr.maglev import table_size
-from lbdr.model import Address, Protocol, ServiceKey
+from lbdr.model import (
+    Address,
+    Key,
+    MarkKey,
+    ServiceKey,
+    Traffic,
+)
 
 _COOLING = 2  # ticks for which a former table is not written to: a packet may still be reading it
 _MORE = "what is above its capacity runs on IPVS"
@@ -41,7 +48,9 @@ class PlacedService:
 
     Args:
         index: its place.
+        traffic: the packets that lead to it.
         servers: its real servers, by RIP.
+        marked_only: its packets get their mark, and are IPVS's.
         line: of its table; None for a learned one.
         made_of: what the table was made of.
         flipped: tick of its last change; None once no slot of it is tracked.
@@ -53,7 +62,9 @@ class PlacedService:
     """
 
     index: int
+    traffic: Traffic
     servers: dict[Address, PlacedServer] = field(default_factory=dict)
+    marked_only: bool = False
     line: int | None = None
     made_of: tuple[tuple[Address, int, bool], ...] = ()
     flipped: int | None = None
@@ -93,8 +104,11 @@ class Places:
         self._unused: list[int] = []
         self._cooling: dict[int, int] = {}  # lines of former tables, and when they were left
 
-    def new_service(self) -> PlacedService:
+    def new_service(self, traffic: Traffic) -> PlacedService:
         """A service at a place that nothing names.
+
+        Args:
+            traffic: the packets that are to lead to it.
 
         Raises:
             KernelError: there is none.
@@ -102,7 +116,7 @@ class Places:
         taken = {service.index for service in self.services.values()} | self.retired
         for index in range(1, self.maps.capacity.services):
             if index not in taken:
-                return PlacedService(index)
+                return PlacedService(index, traffic)
         raise KernelError("the fast path has no room for more services", hint=_MORE)
 
     def new_server(self) -> PlacedServer:
@@ -190,18 +204,8 @@ def read_slots(maps: DirectorMaps, line: int) -> array[int]:
     return array("I", maps.slots[first : first + table_size(maps.capacity.index)])
 
 
-def _read(maps: DirectorMaps) -> dict[ServiceKey, PlacedService]:
-    services: dict[ServiceKey, PlacedService] = {}
-    for name, kind, key_layout in (
-        ("services4", IPv4Address, layout.KEY4),
-        ("services6", IPv6Address, layout.KEY6),
-    ):
-        for key, value in maps[name].items():
-            address, port, number = key_layout.unpack(key)
-            protocol = Protocol.from_number(number)
-            identity = ServiceKey(protocol, kind(address), int.from_bytes(port, "big"))
-            services[identity] = PlacedService(*layout.U32.unpack(value))
-    by_index = {service.index: service for service in services.values()}
+def _read(maps: DirectorMaps) -> dict[Key, PlacedService]:
+    by_index = {index: PlacedService(index, traffic) for index, traffic in read_keys(maps).items()}
     for key, value in maps["places"].items():
         index, version, packed = layout.PLACED_KEY.unpack(key)
         if index in by_index:
@@ -209,9 +213,18 @@ def _read(maps: DirectorMaps) -> dict[ServiceKey, PlacedService]:
             by_index[index].servers[address] = PlacedServer(*layout.PLACED.unpack(value))
         else:  # its service was left half made, or half gone
             maps["places"].delete(key)
+    services: dict[Key, PlacedService] = {}
     for service in by_index.values():
-        decision = maps.services[service.word]
-        if not decision >> 32 & ServiceFlag.LEARNED:
+        decision, mark = maps.services[service.word], maps.mark_of(service.index)
+        flags = ServiceFlag(decision >> 32)
+        address, ports = service.traffic.address, service.traffic.ports
+        services[
+            MarkKey(mark, address.version)
+            if mark
+            else ServiceKey(service.traffic.protocol, address, ports.single or 0)
+        ] = service
+        service.marked_only = bool(mark) and not service.servers and ServiceFlag.ACTIVE not in flags
+        if ServiceFlag.LEARNED not in flags:
             service.line = (decision & 0xFFFFFFFF) // layout.SLOTS_IN_LINE
             if any(word & layout.TRACKED for word in read_slots(maps, service.line)):
                 service.flipped = tick()  # how long ago is not known

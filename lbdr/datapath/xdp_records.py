@@ -16,12 +16,12 @@ from lbdr.datapath.xdp_places import PlacedService, Places, since, tick
 from lbdr.datapath.xdp_wanted import KnownFlow
 from lbdr.errors import KernelError
 from lbdr.maglev import table_size
-from lbdr.model import Protocol, ServiceKey
+from lbdr.model import Key, Protocol
 
 log = logging.getLogger(__name__)
 
 
-def known_flows(places: Places, key: ServiceKey) -> list[KnownFlow]:
+def known_flows(places: Places, key: Key) -> list[KnownFlow]:
     """The connections of a service that nobody else knows, and who has each.
 
     Those that are recorded: they are not where the table says, or may not be after a change. Those
@@ -52,7 +52,7 @@ def known_flows(places: Places, key: ServiceKey) -> list[KnownFlow]:
     return found
 
 
-def learned_flows(places: Places, key: ServiceKey, *, least: int = 0) -> list[KnownFlow]:
+def learned_flows(places: Places, key: Key, *, least: int = 0) -> list[KnownFlow]:
     """The open connections of a service that were learned, and who has each.
 
     Args:
@@ -68,7 +68,7 @@ def learned_flows(places: Places, key: ServiceKey, *, least: int = 0) -> list[Kn
             server, state, seen = layout.LEARNED.unpack(value)
             if name == "flows4":
                 client, client_port, index = layout.FLOW4.unpack(flow)
-                port = key.port
+                port = service.traffic.ports.single or 0
             else:
                 client, client_port, packed, index = layout.FLOW.unpack(flow)
                 port = int.from_bytes(packed, "big")
@@ -134,11 +134,11 @@ def sweep(places: Places) -> None:
     for flow, value in table.items():
         records.setdefault(tracking.service_of(flow), []).append((flow, value))
     named: set[int] = set()
-    for key, service in places.services.items():
+    for service in places.services.values():
         found = records.pop(service.index, [])
         if service.line is not None and (found or service.flipped is not None):
             if service.due is None:  # else it would not anticipate any more
-                _sweep_service(places, key, service, service.line, found)
+                _sweep_service(places, service, service.line, found)
             for word in places.slots(service.line):
                 named |= {word >> layout.OLD_SHIFT, word & tracking.CURRENT}
     for orphans in records.values():  # of services that are gone
@@ -153,13 +153,12 @@ def sweep(places: Places) -> None:
 
 def _sweep_service(
     places: Places,
-    key: ServiceKey,
     service: PlacedService,
     line: int,
     records: list[tuple[bytes, bytes]],
 ) -> None:
     maps, now, slots = places.maps, tick(), places.slots(line)
-    udp = key.protocol is Protocol.UDP
+    udp = service.traffic.protocol is Protocol.UDP
     idle = tracking.UDP_IDLE if udp else tracking.SETTLE
     mh_port = bool(maps.services[service.word] >> 32 & ServiceFlag.MH_PORT)
     swept = tracking.sweep(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lbdr.datapath.xdp_layout import FastServer, Place, ServiceFlag
-from lbdr.model import Address
+from lbdr.model import Address, Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,19 @@ class WantedService:
         vip: where its frames come in.
         flags: ServiceFlag; LEARNED for one that IPVS decides.
         real_servers: in the order of IPVS's list.
+        traffic: its packets.
         timeout: ticks after which IPVS forgets a flow that it does not see.
+        mark: that tc ingress sets, where IPVS tells the service by one; 0 for none.
+        marked_only: IPVS forwards it, and only the mark is set.
     """
 
     vip: Place
     flags: ServiceFlag
     real_servers: tuple[WantedServer, ...]
+    traffic: Traffic
     timeout: int = 0
+    mark: int = 0
+    marked_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -452,16 +452,6 @@ def test_what_others_made_in_place_of_what_was_lbdrs_is_theirs(director: Directo
 # --- what this machine cannot do -----------------------------------------------------------------
 
 REFUSALS = {
-    "several ports": (
-        "ports: [80, 443]\n    scheduler: mh",
-        "several ports as one decision (80,443) need a packet mark",
-        "make a virtual service for each port",
-    ),
-    "any port without persistence": (
-        "ports: any\n    scheduler: mh",
-        "any port without persistence needs a packet mark",
-        "add `persistence: 5m`",
-    ),
     "a VIP in no subnet": (
         "ports: [80]\n    address: 192.0.2.10",
         "the VIP 192.0.2.10 is in no subnet of an interface of this machine (eth0 10.77.0.0/24)",

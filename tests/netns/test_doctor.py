@@ -18,7 +18,7 @@ import pytest
 from netlab import INTERFACE, Lab
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.nftables.expressions import ipv4addr, verdict
+from pyroute2.nftables.expressions import genex, ipv4addr, verdict
 from pyroute2.nftables.main import NFTables
 
 from lbdr.datapath import ethtool
@@ -203,6 +203,25 @@ def test_nft_chains_at_input_and_not_those_that_matter_to_nobody(director: Lab) 
         )
         for name, (hook, rules) in expected.items()
     }
+
+
+def test_rules_about_packet_marks(director: Lab) -> None:  # noqa: ARG001
+    """Of any chain of a table: base chains jump there."""
+    with NFTables(nfgen_family=2) as nftables:
+        try:
+            nftables.table("add", name="marks")
+        except NetlinkError as error:
+            missing(f"this kernel has no nftables: {error}")
+        nftables.table("add", name="others")
+        for table in ("marks", "others"):
+            nftables.chain("add", table=table, name="in", hook="input", type="filter", policy=1)
+            rule = (ipv4addr(src="192.0.2.0/24"), verdict(code=0))
+            nftables.rule("add", table=table, chain="in", expressions=rule)
+        nftables.chain("add", table="marks", name="mine")
+        load = genex("meta", {"dreg": 1, "key": 3})  # NFT_META_MARK
+        nftables.rule("add", table="marks", chain="mine", expressions=([load],))
+    found = {chain.where: chain.marks for chain in gather({}, {}).firewall}
+    assert found == {"nft chain ip marks in": True, "nft chain ip others in": False}
 
 
 def replace_filter_table(rules_at_input: int) -> None:

@@ -315,6 +315,7 @@ def test_a_file_alone_says_the_same(asked: Asked, version: int, flags: tuple[str
         ServiceFlag.ACTIVE | (ServiceFlag.MH_PORT if flags else ServiceFlag(0)),
         # IPVS's list has the last one that was added first
         tuple(WantedServer(one.address, one.weight, reached[one.address]) for one in servers[::-1]),
+        key.traffic,
     )
     fast.put(key, wanted)
     try:

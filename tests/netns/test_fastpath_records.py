@@ -53,7 +53,7 @@ class Keeper:
             WantedServer(rip, weight, FastServer(VIP_PLACE, f"02:00:00:00:01:{place:02x}"))
             for place, (rip, weight) in enumerate(zip(RIPS, weights, strict=False))
         )
-        wanted = WantedService(VIP_PLACE, flags, servers, 800)
+        wanted = WantedService(VIP_PLACE, flags, servers, key.traffic, 800)
         self.fast.put(key, wanted)
         service = self.fast._services[key]  # noqa: SLF001  # its clock
         if service.due is not None:

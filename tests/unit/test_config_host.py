@@ -28,6 +28,7 @@ def network(*, eth1_up: bool = True) -> HostNetwork:
         Interface(
             "eth0",
             2,
+            mac="02:00:00:00:00:02",
             addresses=(
                 ip_interface("10.0.0.100/24"),
                 ip_interface("10.0.0.9/32"),  # the VIP itself, claimed already
@@ -70,6 +71,14 @@ CASES = [
         "this machine has no interface eth7; it has: eth0, eth1, lo",
     ),
     (
+        TEXT.replace("ports: [80]", "interface: lo, ports: [80, 81], persistence: 5m"),
+        (6, 39),
+        (
+            "the VIP 10.0.0.9 of WEB goes to lo, where no frames come in: several ports as one "
+            "decision need a packet mark, which lbdr sets on the VIP's interface"
+        ),
+    ),
+    (
         TEXT.replace("10.0.0.9", "10.0.0.100"),
         (6, 18),
         (
@@ -84,19 +93,6 @@ CASES = [
             "the VIP 10.0.0.255 is the first or last address of 10.0.0.0/24 on eth0, which stand "
             "for the subnet and for all of its hosts"
         ),
-    ),
-    (
-        TEXT.replace("[80]", "[80, 443], persistence: 5m"),
-        (6, 35),
-        (
-            "several ports as one decision (80,443) need a packet mark, which this version cannot "
-            "set yet"
-        ),
-    ),
-    (
-        TEXT.replace("[80]", "any, scheduler: mh"),
-        (6, 35),
-        "any port without persistence needs a packet mark, which this version cannot set yet",
     ),
 ]
 
@@ -115,6 +111,8 @@ def test_what_the_machine_lacks(text: str, place: tuple[int, int], message: str)
     [
         TEXT.replace("10.0.0.9", "10.0.3.9").replace("ports", "interface: eth0, ports"),
         TEXT.replace("[80]", "any, persistence: 5m"),
+        TEXT.replace("[80]", "[80, 443], persistence: 5m"),
+        TEXT.replace("[80]", "any, scheduler: mh"),
     ],
 )
 def test_what_is_allowed(text: str) -> None:

@@ -17,6 +17,7 @@ from lbdr.model import (
     Director,
     Forwarding,
     GratuitousArp,
+    MarkRange,
     Persistence,
     PortRange,
     Ports,
@@ -309,13 +310,13 @@ def test_every_key_reaches_the_model() -> None:
             gratuitous_arp=GratuitousArp(repeat=4, delay=0.0, refresh=90.0, refresh_repeat=2),
             timeouts=Timeouts(tcp=7200, tcp_fin=0, udp=30),
             drift_check=2.0,
+            marks=MarkRange(0x100, 0x1FF),
         ),
         virtual_services=(
             VirtualService(
                 name="ALL",
                 address=ip_address("2001:db8::50"),
                 protocol=Protocol.SCTP,
-                ports=Ports((PortRange(104, 104), PortRange(4001, 4005))),
                 forwarding=Forwarding.DR,
                 scheduler="mh",
                 scheduler_flags=frozenset({"mh-port", "mh-fallback"}),
@@ -339,6 +340,7 @@ def test_every_key_reaches_the_model() -> None:
             VirtualService(
                 name="REST",
                 address=ip_address("2001:db8::51"),
+                ports=Ports((PortRange(104, 104), PortRange(4001, 4005))),
                 persistence=Persistence(60, 128),
                 real_servers=(RealServer(second, 0, name="rs2"),),
             ),

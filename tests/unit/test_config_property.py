@@ -137,6 +137,8 @@ def services(draw: st.DrawFn, servers: list[str], index: int) -> dict[str, Any]:
     if draw(st.booleans()):
         service["persistence"] = draw(durations)[0]
         service["ports"] = draw(st.sampled_from([service["ports"], "any", ["4001-4005", 80]]))
+        if service["protocol"] == "sctp" and len(service["ports"]) == 2:
+            service["protocol"] = "tcp"  # lbdr's programs set no mark on sctp
     return service
 
 

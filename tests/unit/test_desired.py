@@ -15,6 +15,7 @@ from lbdr.model import (
     Forwarding,
     HostNetwork,
     Interface,
+    MarkKey,
     Persistence,
     PortRange,
     Ports,
@@ -24,6 +25,7 @@ from lbdr.model import (
     Service,
     ServiceKey,
     Timeouts,
+    Traffic,
     VirtualAddress,
     VirtualService,
 )
@@ -159,12 +161,27 @@ def test_any_port_needs_persistence_to_be_one_service() -> None:
     "virtual",
     [
         web(ports=Ports((PortRange(80, 81),)), persistence=Persistence(300, 32)),
-        web(ports=Ports((PortRange(80, 80), PortRange(443, 443)))),
-        web(forwarding=Forwarding.PROXY),
+        web(ports=Ports((PortRange(80, 80), PortRange(443, 443))), scheduler="mh"),
+        web(ports=Ports(), scheduler="sh"),
+        web(ports=Ports((PortRange(80, 81),)), address=ip_address("fd00::50"), scheduler="mh"),
     ],
 )
-def test_what_this_version_cannot_do_reaches_no_kernel(virtual: VirtualService) -> None:
-    assert desired(virtual) == DesiredState()
+def test_several_ports_are_a_service_that_a_mark_tells(virtual: VirtualService) -> None:
+    wanted = Configuration(virtual_services=(virtual,))
+    state = expand(wanted, NETWORK, role=Role.ACTIVE, marks={"WEB": 7})
+    (service,) = state.services.values()
+    assert list(state.services) == [service.key] == [MarkKey(7, virtual.address.version)]
+    assert service.traffic == Traffic(Protocol.TCP, virtual.address, virtual.ports)
+    assert (service.scheduler, service.persistence) == (virtual.scheduler, virtual.persistence)
+    assert ("mh-fallback" in service.flags) == (virtual.scheduler == "mh")
+    assert {vip.address for vip in state.addresses} == {virtual.address}
+    assert state.sysctls.keys() >= MH_SYSCTLS.keys() or virtual.scheduler != "mh"
+    # nothing of it reaches the kernel before it has a mark
+    assert expand(wanted, NETWORK, role=Role.ACTIVE, marks={"OTHER": 7}) == DesiredState()
+
+
+def test_what_this_version_cannot_do_reaches_no_kernel() -> None:
+    assert desired(web(forwarding=Forwarding.PROXY)) == DesiredState()
 
 
 def test_timeouts_are_the_configurations() -> None:

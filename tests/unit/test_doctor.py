@@ -33,6 +33,8 @@ from lbdr.model import (
     HostNetwork,
     Interface,
     Persistence,
+    PortRange,
+    Ports,
     RealServer,
     VirtualService,
 )
@@ -67,6 +69,21 @@ def findings(facts: HostFacts, *services: VirtualService) -> list[Finding]:
 
 def of_device(device: Device, facts: HostFacts = HOST) -> list[Finding]:
     return [each for each in findings(replace(facts, devices=(device,))) if each.subject == "eth0"]
+
+
+def test_rules_about_marks_matter_to_services_that_a_mark_tells() -> None:
+    facts = replace(HOST, firewall=(replace(CHAIN, marks=True),))
+    several = replace(MH, ports=Ports((PortRange(104, 105),)))
+    (found,) = [each for each in findings(facts, several) if "packet marks" in each.what]
+    assert (found.level, found.subject) == (Level.WARNING, "firewall")
+    assert found.what == (
+        "nft chain inet filter input (input) is of a table whose rules set or match packet marks"
+    )
+    assert f"IPVS knows {several.name} by marks of 12288-12543" in found.why
+    assert "`nft list chain inet filter input`" in found.remedy
+    one = replace(MH, ports=Ports((PortRange(104, 104),)))
+    for other in (findings(facts, one), findings(replace(HOST, firewall=(CHAIN,)), several)):
+        assert not [each for each in other if "packet marks" in each.what]
 
 
 def bad(found: list[Finding]) -> list[tuple[Level, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lbdr.datapath import ipvs_text
-from lbdr.datapath.ipvs_text import changed, configuration
+from lbdr.datapath.ipvs_text import changed, configuration, schedules
 from lbdr.errors import KernelError
 from lbdr.model import MarkKey, Protocol, ServiceKey
 
@@ -46,6 +46,7 @@ PERSISTENT_KEY = ServiceKey(Protocol.TCP, ip_address("10.0.0.50"), 0)
 DNS_KEY = ServiceKey(Protocol.UDP, ip_address("10.0.0.51"), 53)
 SCTP6_KEY = ServiceKey(Protocol.SCTP, ip_address("fd00::50"), 3868)
 MARK_KEY = MarkKey(0x102, 4)
+MARK6_KEY = MarkKey(0x102, 6)
 EMPTY_KEY = ServiceKey(Protocol.TCP, ip_address("10.0.0.52"), 80)
 
 
@@ -68,13 +69,29 @@ def difference(before: bytes, after: bytes) -> set[ServiceKey | MarkKey]:
     ],
 )
 def test_every_kind_of_service_is_named(block: bytes, key: ServiceKey | MarkKey) -> None:
-    assert difference(HEADER, HEADER + block) == {key}
-    assert difference(ALL, ALL.replace(block, b"")) == {key}
+    assert difference(HEADER, HEADER + block) == named(key)
+    assert difference(ALL, ALL.replace(block, b"")) == named(key)
+
+
+def named(key: ServiceKey | MarkKey) -> set[ServiceKey | MarkKey]:
+    """A mark's line is the same for its IPv4 service and its IPv6 one."""
+    return {MARK_KEY, MARK6_KEY} if key == MARK_KEY else {key}
+
+
+def test_the_version_of_a_mark_is_that_of_its_real_servers() -> None:
+    four, six = b"  -> 0A000020:0000     ", b"  -> [fd00::20]:0000     "
+    rest = b"Route   2      7          31        \n"
+    table = HEADER + b"FWM  00000102 mh \n" + four + rest + b"FWM  00000102 sh \n" + six + rest
+    found = schedules(table)
+    assert {key: name for key, (name, _) in found.items()} == {MARK_KEY: "mh", MARK6_KEY: "sh"}
+    assert [str(one.address) for one in found[MARK6_KEY][1]] == ["fd00::20"]
+    reverse = HEADER + b"FWM  00000102 sh \n" + six + rest + b"FWM  00000102 mh \n" + four + rest
+    assert schedules(reverse) == found
 
 
 def test_an_empty_table() -> None:
     assert difference(HEADER, HEADER) == set()
-    assert len(difference(HEADER, ALL)) == 6
+    assert len(difference(HEADER, ALL)) == 7
 
 
 def test_counts_of_connections_are_no_change() -> None:
@@ -105,7 +122,7 @@ def test_counts_of_connections_are_no_change() -> None:
 )
 def test_a_change_names_its_service(before: bytes, after: bytes, key: ServiceKey | MarkKey) -> None:
     assert ALL.count(before) == 1
-    assert difference(ALL, ALL.replace(before, after)) == {key}
+    assert difference(ALL, ALL.replace(before, after)) == named(key)
 
 
 def test_a_mask_of_digits_alone_is_no_count() -> None:

@@ -16,6 +16,7 @@ from lbdr.datapath.ipvs import BATCH, Ipvs
 from lbdr.datapath.kernel import Kernel, Outcome
 from lbdr.errors import AddressInUseError, KernelError, LbdrError
 from lbdr.model import (
+    Address,
     AddressProbe,
     HostNetwork,
     Protocol,
@@ -253,6 +254,42 @@ def test_between_sends_something_urgent_has_its_turn(lab: Lab) -> None:
 
     lab.apply(added(WEB, 2 * BATCH), between)
     assert turns == [1, 2, 3]
+
+
+def test_what_must_be_there_before_a_vip_is_asked_between(lab: Lab) -> None:
+    """Once, when services are there and nobody was probed for or told of the VIP."""
+    asked: list[tuple[int, int, int]] = []
+
+    async def before_claim() -> Collection[Address]:
+        asked.append((len(lab.ipvs.batches), len(lab.probed), len(lab.addresses.calls)))
+        return ()
+
+    lab.kernel.before_claim = before_claim
+    claim: list[Operation] = [ProbeAddress(VIP), AddAddress(VIP), AnnounceAddress(VIP)]
+    assert lab.apply([*added(WEB, 1), *claim]) == done([*added(WEB, 1), *claim])
+    assert asked == [(2, 0, 0)]
+    lab.apply([*added(WEB, 1), DeleteAddress(VIP)])  # nothing is claimed
+    assert len(asked) == 1
+    lab.apply([AddAddress(VIP), AnnounceAddress(VIP)])  # that moves from another interface
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("probed", [True, False])
+def test_a_vip_with_nothing_ready_behind_it_is_not_claimed(lab: Lab, probed: bool) -> None:
+    async def before_claim() -> Collection[Address]:
+        return {VIP.address}
+
+    lab.kernel.before_claim = before_claim
+    probes: list[Operation] = [ProbeAddress(VIP), ProbeAddress(VIP2)] if probed else []
+    claims: list[Operation] = [AddAddress(VIP), AddAddress(VIP2)]
+    claims += [AnnounceAddress(VIP), AnnounceAddress(VIP2)]
+    outcomes = lab.apply([*probes, *claims])
+    assert outcomes == [
+        f"{'skipped' if operation.vip == VIP else 'done'}: {operation.command}"
+        for operation in [*probes, *claims]
+        if isinstance(operation, ProbeAddress | AddAddress | AnnounceAddress)
+    ]
+    assert lab.addresses.calls == [[AddAddress(VIP2)]]
 
 
 def test_what_is_out_of_date_is_not_done(lab: Lab) -> None:

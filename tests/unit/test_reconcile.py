@@ -26,11 +26,14 @@ from lbdr.errors import (
 from lbdr.model import (
     DesiredState,
     Key,
+    MarkKey,
+    Ports,
     Protocol,
     RealServer,
     Role,
     Service,
     ServiceKey,
+    Traffic,
     VirtualAddress,
 )
 from lbdr.operations import (
@@ -587,6 +590,27 @@ def test_a_vip_whose_service_is_somebody_elses_is_not_claimed() -> None:
     report = lab.reconcile()
     assert [conflict.key for conflict in report.conflicts] == [WEB]
     assert lab.world.observe().network.holders(VIP.address) == ()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["at once", "in a later pass"])
+def test_a_vip_of_a_service_that_a_mark_tells_is_claimed(there: bool) -> None:
+    key, traffic = MarkKey(7, 4), Traffic(Protocol.TCP, VIP.address, Ports())
+    marked = Service(key, "mh", real_servers=(replace(RS1, port=0),), marked=traffic)
+    desired, lab = holding(marked, vips=[VIP]), Lab()
+    if there:
+        lab.reconcile(holding(marked))
+    assert lab.reconcile(desired, Scope(services=frozenset()) if there else Scope()).clean
+    assert lab.world.observe().network.holders(VIP.address) == ("eth0",)
+    assert lab.owned.services == {key}
+
+
+def test_a_vip_of_a_marked_service_that_was_refused_is_not_claimed() -> None:
+    traffic = Traffic(Protocol.TCP, VIP.address, Ports())
+    marked = Service(MarkKey(7, 4), "mh", real_servers=(replace(RS1, port=0),), marked=traffic)
+    lab = Lab(World(schedulers={"rr"}))
+    assert lab.reconcile(holding(marked, vips=[VIP])).failed
+    report = lab.reconcile(holding(marked, vips=[VIP]), Scope(services=frozenset()))
+    assert report.applied == []
 
 
 def test_a_standby_that_becomes_active_claims_what_it_serves() -> None:

@@ -64,6 +64,7 @@ ONE = State(
     role=Role.STANDBY,
     weights={("WEB", "rs1"): 0},
     fastpath_off=frozenset({"WEB"}),
+    marks={"STORE": 12288},
     operator={("", "rs2"): OperatorState(Standing.DRAIN, 1e9, 2e9)},
 )
 TWO = replace(ONE, role=Role.ACTIVE)
@@ -102,6 +103,7 @@ def test_the_file_is_for_people_to_read(store: StateStore) -> None:
         "role": "standby",
         "weights": [{"virtual_service": "WEB", "real_server": "rs1", "weight": 0}],
         "fastpath_off": ["WEB"],
+        "marks": {"STORE": 12288},
         "operator": [
             {
                 "virtual_service": "",

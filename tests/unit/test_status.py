@@ -166,10 +166,11 @@ def test_a_forwarding_method_that_others_set() -> None:
     assert [server.method for server in found.real_servers] == ["dr", "tunnel"]
 
 
-def test_what_this_version_does_not_program() -> None:
+def test_several_ports() -> None:
     virtual = replace(WEB, ports=Ports((PortRange(80, 81),)), persistence=Persistence(300, 32))
     found = status(virtual)
-    assert (found.state, found.ports, found.real_servers) == ("unsupported", "80-81", [])
+    assert (found.state, found.ports) == ("missing", "80-81")
+    assert states(found) == {"rs1": "missing", "rs2": "missing"}
 
 
 def test_what_the_operator_set_is_shown() -> None:
@@ -226,6 +227,7 @@ def director(**changes: Any) -> Status:
         "owned": frozenset({KEY}),
         "network": NETWORK,
         "weights": {},
+        "marks": {},
         "owners": {},
         "problems": ["a problem"],
         "config": "/etc/lbdr/lbdr.yaml",
@@ -273,13 +275,15 @@ def test_services_of_others_are_listed() -> None:
     assert director(owned=frozenset()).foreign_services == []
 
 
-def test_a_service_that_lbdr_does_not_program_hides_none_of_others() -> None:
-    """Several ports are no IPVS service yet: one of any port on that VIP is somebody else's."""
+def test_a_service_that_a_mark_tells_is_found_by_it() -> None:
+    """One of any port on its VIP is somebody else's."""
     several = replace(WEB, ports=Ports((PortRange(80, 81),)), persistence=Persistence(300, 32))
-    other = ServiceKey(Protocol.TCP, KEY.address, 0)
+    other, key = ServiceKey(Protocol.TCP, KEY.address, 0), MarkKey(9, 4)
     found = director(
         configuration=Configuration(virtual_services=(several,)),
-        services={other: in_ipvs()},
+        services={other: in_ipvs(), key: in_ipvs(RS1, RS2)},
+        marks={"WEB": 9},
         owned=frozenset(),
     )
     assert found.foreign_services == ["tcp 10.0.0.50:0"]
+    assert found.virtual_services[0].state == "online"
