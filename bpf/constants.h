@@ -2,9 +2,11 @@
 /*
  * What the programs and lbdr/datapath/xdp_layout.py agree on by number.
  *
- * From the loader: MH_TABLE_SIZE, the slots of the running kernel's mh table; MH_DIVIDE_MULTIPLIER
- * and MH_DIVIDE_SHIFT, by which 32 bits are divided by it (0: by division); RECORDS_PER_TICK, the
- * records that one CPU may write in a tick; and MAP_name, the fd of each map.
+ * From the loader: SERVICES, SERVERS and SLOTS, how many there are places for; MH_TABLE_SIZE, the
+ * slots of the running kernel's mh table; MH_DIVIDE_MULTIPLIER and MH_DIVIDE_SHIFT, by which 32
+ * bits are divided by it (0: by division); RECORDS_PER_TICK, the records that one CPU may write in
+ * a tick; PORT_BITS4 and PORT_BITS6, the bits of a line's number in ports4 and ports6; JIFFY_NS and
+ * JIFFIES_ZERO, by which jiffies become ns, where they can; and MAP_name, the fd of each map.
  */
 #ifndef LBDR_CONSTANTS_H
 #define LBDR_CONSTANTS_H

@@ -4,6 +4,7 @@
 #define LBDR_DECIDE_H
 
 #include "parse.h"
+#include "ports.h"
 
 #define FTP_DATA_PORT 20 /* IPVS leaves what comes from it alone (ip_vs_schedule) */
 
@@ -23,12 +24,16 @@ static __always_inline u32 find_range(struct port_ranges *ranges, u32 port)
 /* The service of a VIP, protocol and port: the exact port's, else that of a range; 0 for none. */
 static __always_inline u32 find_service(struct packet *p)
 {
+	u64 port = PORT_WORD(p->port, p->protocol);
 	struct port_ranges *ranges;
-	u32 *service;
+	u32 *service, found;
 
 	if (p->version == 4) {
 		struct service_key4 key = { p->vip[0], p->port, p->protocol, 0 };
 
+		found = find_port4(p->vip[0], port);
+		if (found)
+			return found;
 		service = map_lookup(MAP(services4), &key);
 		if (service)
 			return *service;
@@ -39,6 +44,9 @@ static __always_inline u32 find_service(struct packet *p)
 			{ p->vip[0], p->vip[1], p->vip[2], p->vip[3] }, p->port, p->protocol, 0
 		};
 
+		found = find_port6(pair(p->vip), pair(p->vip + 2), port);
+		if (found)
+			return found;
 		service = map_lookup(MAP(services6), &key);
 		if (service)
 			return *service;

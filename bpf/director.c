@@ -40,7 +40,7 @@ int lbdr_director(context *ctx)
 		p->service = find_service(p);
 		least = p->version == 4 ? 28 : 48;
 	}
-	service = p->service ? map_lookup(MAP(services), &p->service) : NULL;
+	service = p->service ? service_at(p->service) : NULL;
 	if (!service)
 		return VERDICT_PASS;
 	decision = *(volatile u64 *)&service->decision;

@@ -44,10 +44,9 @@ _Static_assert(sizeof(struct explained) == 96, "xdp_explain.EXPLAINED");
 struct explaining {
 	struct packet packet;
 	struct explained said;
-	struct record record; /* copies, for a director that writes into what it finds */
-	struct learned learned;
+	struct record record; /* a copy, for a director that writes into what it finds */
 };
-_Static_assert(sizeof(struct explaining) == 200, "xdp_explain.MEMORY");
+_Static_assert(sizeof(struct explaining) == 192, "xdp_explain.MEMORY");
 
 static __always_inline struct explaining *explaining(void)
 {
@@ -114,15 +113,14 @@ static __always_inline struct record *say_record(struct record *record)
 	return &memory->record;
 }
 
-static __always_inline struct learned *say_learned(struct learned *learned)
+static __always_inline void say_learned(struct learned *learned)
 {
 	struct explaining *memory = explaining();
 
-	if (!memory || !learned)
-		return NULL;
-	memory->said.learned = memory->learned = *learned;
+	if (!memory)
+		return;
+	memory->said.learned = *learned;
 	memory->said.found |= FOUND_LEARNED;
-	return &memory->learned;
 }
 
 #else
@@ -132,7 +130,7 @@ static __always_inline struct learned *say_learned(struct learned *learned)
 #define say_tries(tries)
 #define say_server(index, server)
 #define say_record(record) (record)
-#define say_learned(learned) (learned)
+#define say_learned(learned)
 
 #endif
 

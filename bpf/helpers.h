@@ -13,6 +13,12 @@
 
 #define MAP(name) ((void *)bpf_pseudo_fd(1, MAP_##name))
 
+/*
+ * The one value of an array: its address is in the instruction, so that no key is stored and no
+ * entry looked for. Who goes into it shows the verifier that the offset is bounded.
+ */
+#define VALUE(name) ((void *)bpf_pseudo_fd(2, MAP_##name))
+
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
 #ifdef DIRECTOR_EXPLAIN /* who only asks writes nothing */
 #define map_update(map, key, value, flags) 0
@@ -28,6 +34,7 @@ static long (*redirect)(u32 ifindex, u64 flags) = (void *)23;
 static long (*skb_pull)(void *skb, u32 length) = (void *)39;
 static long (*xdp_adjust_head)(void *ctx, int delta) = (void *)44;
 static long (*redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
+static u64 (*jiffies64)(void) = (void *)118;
 static u64 (*coarse_clock)(void) = (void *)160;
 static u64 (*xdp_length)(void *ctx) = (void *)188;
 

@@ -15,7 +15,7 @@
 int lbdr_director(context *ctx)
 {
 	struct server_key who = {};
-	struct learned learned = {}, *there;
+	struct learned learned = {};
 	struct ethernet *ethernet;
 	struct service *service;
 	struct packet *p;
@@ -33,7 +33,7 @@ int lbdr_director(context *ctx)
 	if (p->odd & (ODD_OPTIONS | ODD_FRAGMENT | ODD_LATER_FRAGMENT | ODD_QUOTED))
 		return VERDICT_PASS;
 	p->service = find_service(p);
-	service = p->service ? map_lookup(MAP(services), &p->service) : NULL;
+	service = p->service ? service_at(p->service) : NULL;
 	decision = service ? *(volatile u64 *)&service->decision : 0;
 	if (!service || !(decision >> 32 & SERVICE_LEARNED))
 		return VERDICT_PASS;
@@ -52,14 +52,15 @@ int lbdr_director(context *ctx)
 	if (!server)
 		return VERDICT_PASS;
 	flow = flow_of(p);
-	there = find_learned(&flow, decision, p->version);
-	if (there) {
-		if (there->state == LEARNED_OPEN && there->server != *server)
-			there->server = *server;
+	if (find_learned(&flow, decision, p->version, &learned)) {
+		if (learned.state == LEARNED_OPEN && learned.server != *server) {
+			learned.server = *server;
+			change_learned(&flow, &learned, decision, p->version);
+		}
 		return VERDICT_PASS;
 	}
 	learned.server = *server;
 	learned.refreshed = now();
-	remember(&flow, &learned, decision, p->version);
+	remember(&flow, &learned, decision, p->version, service->timeout);
 	return VERDICT_PASS;
 }

@@ -9,12 +9,42 @@
 #include "constants.h"
 #include "helpers.h"
 
-/* vips: a bit for each address that has services; a bit that is not set is the end of the matter */
+/* What lines are found by: keys that differ little are to lie apart (MurmurHash3's finalizer). */
+#define MIX 0xc4ceb9fe1a85ec53ULL
+
+/*
+ * vips: a bit for each address that has services; a bit that is not set is the end of the matter.
+ * And one for each that has ports of which no line of ports4 or ports6 tells.
+ */
+struct vips {
+	u64 any;
+	u64 deep;
+};
 #define VIP_WORD(hash) ((u32)(hash) >> 23)
 #define VIP_BIT(hash) (((u32)(hash) >> 17) & 63)
 #define VIP_HASH(folded) ((u32)(folded)*0x9e3779b1U)
 
-/* services4, services6: value u32, an index of services */
+/* ports4, ports6: exact ports by the line; 0 is no service */
+#define PORTS4_IN_LINE 8
+struct port_line4 {
+	u64 entry[PORTS4_IN_LINE]; /* address << 32 | port << 16 | is UDP << 15 | service */
+};
+_Static_assert(sizeof(struct port_line4) == 64, "xdp_layout.PORT_LINE");
+
+struct port6 {
+	u64 upper; /* of the address */
+	u64 lower;
+	u64 rest; /* port << 16 | is UDP << 15 | service */
+};
+
+#define PORTS6_IN_LINE 2
+struct port_line6 {
+	struct port6 entry[PORTS6_IN_LINE];
+	u64 unused[2];
+};
+_Static_assert(sizeof(struct port_line6) == 64, "xdp_layout.PORT_LINE");
+
+/* services4, services6: every exact port; value u32, an index of services */
 struct service_key4 {
 	__be32 address;
 	__be16 port;
@@ -57,11 +87,7 @@ struct service {
 };
 _Static_assert(sizeof(struct service) == 64, "xdp_layout.SERVICE");
 
-/* slots: the tables of all services, by the line, since a value alone would fill eight bytes */
-#define SLOTS_IN_LINE 16
-struct slots {
-	u32 slot[SLOTS_IN_LINE];
-};
+/* slots: the tables of all services, each a u32 */
 
 /* servers: one for each real server of each service */
 struct server {
@@ -75,7 +101,7 @@ struct server {
 	u16 zero;
 	__be32 tag[2];
 	u32 unused;
-};
+} __attribute__((aligned(8))); /* or that would be two loads */
 _Static_assert(sizeof(struct server) == 40, "xdp_layout.SERVER");
 
 /* served: by server, per CPU */
@@ -102,17 +128,23 @@ struct record {
 };
 _Static_assert(sizeof(struct record) == 16, "xdp_layout.RECORD");
 
-/*
- * A flow of IPv4 to a service of one port: with its value no more than a cache line in the table,
- * which is what counts once there are more flows than the caches hold.
- */
+/* A flow of IPv4 to a service of one port. */
 struct flow4 {
 	__be32 client;
 	__be16 client_port;
 	u16 service;
 };
 
-/* flows4, flows: what IPVS decided, learned at egress; the least recently used ones make room */
+/* flows4: such flows by the line, see flows4.h */
+#define FLOWS_IN_LINE 5
+struct flow_line {
+	u64 word[FLOWS_IN_LINE];
+	u32 refreshed[FLOWS_IN_LINE];
+	u32 unused;
+};
+_Static_assert(sizeof(struct flow_line) == 64, "xdp_flows.LINE");
+
+/* flows: what IPVS decided, learned at egress; the least recently used ones make room */
 struct learned {
 	u16 server;
 	u16 state;
@@ -132,5 +164,32 @@ struct guard {
 	u32 tick;
 	u32 written;
 };
+
+/*
+ * What is at a place, or NULL. The verifier follows the register that was compared, so clang is
+ * kept from narrowing it before, and from computing the address meanwhile.
+ */
+#define AT(name, type, place, places)                                                              \
+	({                                                                                         \
+		u64 at = (place);                                                                  \
+		type *found = NULL;                                                                \
+                                                                                                   \
+		asm volatile("" : "+r"(at));                                                       \
+		if (at < (places)) {                                                               \
+			asm volatile("" : "+r"(at));                                               \
+			found = VALUE(name) + at * sizeof(type);                                   \
+		}                                                                                  \
+		found;                                                                             \
+	})
+
+static __always_inline struct service *service_at(u64 place)
+{
+	return AT(services, struct service, place, SERVICES);
+}
+
+static __always_inline struct server *server_at(u64 place)
+{
+	return AT(servers, struct server, place, SERVERS);
+}
 
 #endif

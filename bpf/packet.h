@@ -90,6 +90,16 @@ static __always_inline int same_mac(const void *one, const void *other)
 #endif
 }
 
+/* Two words of an address in one, as they lie in memory. */
+static __always_inline u64 pair(const __be32 *words)
+{
+#ifdef STRICT_ALIGNMENT
+	return (u64)words[1] << 32 | words[0];
+#else
+	return *(u64 *)words;
+#endif
+}
+
 /* The MACs of a frame that goes to a server; its own is in one word, as it was loaded. */
 static __always_inline void write_macs(void *start, u64 destination, const u8 *source)
 {

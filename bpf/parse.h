@@ -13,12 +13,25 @@
 #define EXTENSIONS 4            /* that are looked over in one packet */
 #define FURTHEST_EXTENSION 1020 /* bytes from the frame's start, as FURTHEST */
 
+/* What is known of the addresses that share a word, shifted so that bit 0 is this one's. */
+static __always_inline struct vips vips_of(u32 folded)
+{
+	u32 hash = VIP_HASH(folded);
+	struct vips *found = VALUE(vips) + VIP_WORD(hash) * sizeof(*found);
+	struct vips shifted = { found->any >> VIP_BIT(hash), found->deep >> VIP_BIT(hash) };
+
+	return shifted;
+}
+
 static __always_inline int may_be_vip(u32 folded)
 {
-	u32 hash = VIP_HASH(folded), word = VIP_WORD(hash);
-	u64 *bits = map_lookup(MAP(vips), &word);
+	return vips_of(folded).any & 1;
+}
 
-	return bits && *bits >> VIP_BIT(hash) & 1;
+/* Whether an address may have ports of which no line tells. */
+static __always_inline int is_deep(u32 folded)
+{
+	return vips_of(folded).deep & 1;
 }
 
 static __always_inline u32 fold6(const __be32 *address)

@@ -133,7 +133,7 @@ static __always_inline int send(struct server *server, u64 flags)
 /* Forward a packet to a server; unmodified to IPVS where that cannot be. */
 static __always_inline int forward(context *ctx, struct packet *p, u64 decision, u32 index)
 {
-	struct server *server = map_lookup(MAP(servers), &index);
+	struct server *server = server_at(index);
 	u64 destination;
 	void *start;
 	u32 length = p->length;

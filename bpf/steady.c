@@ -13,40 +13,57 @@
 #define PLAIN_LENGTH 28 /* IPv4 and ports: no less is looked at */
 
 /* What a packet must be alike in to the service it is for, in one test. */
-static __always_inline u32 is_other(context *ctx, struct service *service, u64 decision, u32 tags,
-				    u32 tag)
+static __always_inline u64 is_other(context *ctx, void *start, struct service *service,
+				    u64 decision, u64 tags, u32 tag)
 {
-	struct ethernet *ethernet = start_of(ctx);
-	u32 differs = 0;
+	u64 differs;
 
-	if ((void *)(ethernet + 1) > end_of(ctx))
-		return 1;
+	/* the tags lie behind the MAC, and the frame's own source behind its destination */
 #ifdef STRICT_ALIGNMENT
-	differs |= !same_mac(ethernet->destination, service->mac);
+	differs = !same_mac(start, service->mac);
+	differs |= tags ^ service->tags;
 #else
-	differs |= *(u32 *)ethernet->destination ^ *(u32 *)service->mac;
-	differs |= *(u16 *)(ethernet->destination + 4) ^ *(u16 *)(service->mac + 4);
+	u64 mac_and_tags = *(u64 *)service->mac;
+
+	differs = (*(u64 *)start ^ mac_and_tags) << 16;
+	differs |= mac_and_tags >> 48 ^ tags;
 #endif
 	differs |= ctx->ingress_ifindex ^ service->ifindex;
-	differs |= tags ^ service->tags;
 	differs |= tag ^ service->tag[0];
 	differs |= service->has_peer;
 	differs |= (decision >> 32 & SERVICE_ACTIVE) ^ SERVICE_ACTIVE;
 	return differs;
 }
 
-/* The server of a flow that IPVS need not see, or one that is none. */
-static __always_inline u32 steady_flow(context *ctx, struct flow *flow, u64 decision,
-				       struct ports *ports, u32 is_tcp, u32 version)
+/* A key of records and flows; nobody else's is put together. */
+static __always_inline struct flow flow_from(const __be32 *client, struct ports *ports, u64 service,
+					     u32 version)
 {
-	struct learned *learned = find_learned(flow, decision, version);
-	struct tcp_start *tcp = (void *)ports;
+	struct flow flow = { {}, ports->source, ports->destination, service };
 
+	__builtin_memcpy(flow.client, client, version == 4 ? 4 : 16);
+	return flow;
+}
+
+/* The server of a flow that IPVS need not see, or one that is none. */
+static __always_inline u64 steady_flow(void *end, const __be32 *client, struct ports *ports,
+				       u64 service, u64 decision, u32 is_tcp, u32 version)
+{
+	struct tcp_start *tcp = (void *)ports;
+	struct learned *learned;
+	struct flow flow;
+
+	if (is_tcp && ((void *)(tcp + 1) > end || tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)))
+		return NOBODY;
+	if (is_small(decision, version)) {
+		struct flow4 flow4 = { client[0], ports->source, service };
+
+		return steady_flow4(&flow4, now());
+	}
+	flow = flow_from(client, ports, service, version);
+	learned = map_lookup(MAP(flows), &flow);
 	if (!learned || learned->state != LEARNED_OPEN ||
 	    (s32)(now() - learned->refreshed) >= REFRESH_TICKS)
-		return NOBODY;
-	if (is_tcp &&
-	    ((void *)(tcp + 1) > end_of(ctx) || tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST)))
 		return NOBODY;
 	return learned->server;
 }
@@ -55,26 +72,29 @@ static __always_inline u32 steady_flow(context *ctx, struct flow *flow, u64 deci
  * The server of a packet, or one that is none. A slot that is tracked: its old server has what is
  * not a SYN and has no record; the rest is the director's.
  */
-static __always_inline u32 steady_server(context *ctx, struct flow *flow, u64 decision,
-					 struct ports *ports, u32 is_tcp, u32 version)
+static __always_inline u64 steady_server(void *end, const __be32 *client, struct ports *ports,
+					 u64 service, u64 decision, u32 is_tcp, u32 version)
 {
-	u32 value = bpf_ntohl(fold6(flow->client)), word, *found;
 	struct tcp_start *tcp = (void *)ports;
+	u32 value, word, *found;
+	struct flow flow;
 
 	if (decision >> 32 & SERVICE_LEARNED)
-		return steady_flow(ctx, flow, decision, ports, is_tcp, version);
+		return steady_flow(end, client, ports, service, decision, is_tcp, version);
+	value = bpf_ntohl(version == 4 ? client[0] : fold6(client));
 	if (decision >> 32 & SERVICE_MH_PORT)
-		value += bpf_ntohs(flow->client_port);
-	found = find_slot((u32)decision + mh_slot(value));
+		value += bpf_ntohs(ports->source);
+	found = find_slot((decision & 0xffffffff) + mh_slot(value));
 	if (!found)
 		return NOBODY;
 	word = *(volatile u32 *)found;
 	if (!(word & (SLOT_TRACKED | SLOT_ANTICIPATE)))
 		return word & SLOT_CURRENT; /* FALLBACK and EMPTY are no servers */
-	if (!is_tcp || (void *)(tcp + 1) > end_of(ctx) || tcp->flags & TCP_SYN ||
-	    decision >> 32 & SERVICE_SETTLING || map_lookup(MAP(records), flow))
+	if (!is_tcp || (void *)(tcp + 1) > end || tcp->flags & TCP_SYN ||
+	    decision >> 32 & SERVICE_SETTLING)
 		return NOBODY;
-	return word >> SLOT_OLD_SHIFT;
+	flow = flow_from(client, ports, service, version);
+	return map_lookup(MAP(records), &flow) ? NOBODY : word >> SLOT_OLD_SHIFT;
 }
 
 /* The MACs, the counters and the verdict; the caller took the hop off. */
@@ -98,8 +118,8 @@ int lbdr_director(context *ctx)
 {
 	void *start = start_of(ctx), *end = end_of(ctx), *l3 = start + sizeof(struct ethernet);
 	struct ethernet *ethernet = start;
-	u32 tags = 0, tag = 0, index, length, *found;
-	struct flow flow = {};
+	u32 tag = 0, length;
+	u64 tags = 0, place, index;
 	struct service *service;
 	struct server *server;
 	struct ports *ports;
@@ -121,7 +141,6 @@ int lbdr_director(context *ctx)
 	}
 	if (protocol == bpf_htons(ETH_P_IP)) {
 		struct ipv4 *ip = l3;
-		struct service_key4 key = {};
 
 		ports = (void *)(ip + 1);
 		if ((void *)(ports + 1) > end)
@@ -136,22 +155,21 @@ int lbdr_director(context *ctx)
 		    ports->source == bpf_htons(FTP_DATA_PORT) || length < PLAIN_LENGTH ||
 		    length > end - l3)
 			goto director;
-		key.address = ip->destination;
-		key.port = ports->destination;
-		key.protocol = ip->protocol;
-		found = map_lookup(MAP(services4), &key);
-		service = found ? map_lookup(MAP(services), found) : NULL;
+		place = find_port4(ip->destination, PORT_WORD(ports->destination, ip->protocol));
+		if (!place) {
+			if (is_deep(ip->destination))
+				goto director;
+			return VERDICT_PASS;
+		}
+		service = service_at(place);
 		if (!service)
 			goto director;
 		decision = *(volatile u64 *)&service->decision;
-		if (is_other(ctx, service, decision, tags, tag))
+		if (is_other(ctx, start, service, decision, tags, tag))
 			goto director;
-		flow.client[0] = ip->source;
-		flow.client_port = ports->source;
-		flow.port = ports->destination;
-		flow.service = *found;
-		index = steady_server(ctx, &flow, decision, ports, ip->protocol == IPPROTO_TCP, 4);
-		server = map_lookup(MAP(servers), &index);
+		index = steady_server(end, &ip->source, ports, place, decision,
+				      ip->protocol == IPPROTO_TCP, 4);
+		server = server_at(index);
 		if (!server)
 			goto director;
 		destination = *(volatile u64 *)server->mac;
@@ -162,7 +180,6 @@ int lbdr_director(context *ctx)
 	}
 	if (protocol == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6 *ip = l3;
-		struct service_key6 key = {};
 
 		ports = (void *)(ip + 1);
 		if ((void *)(ports + 1) > end)
@@ -175,23 +192,22 @@ int lbdr_director(context *ctx)
 		    ports->source == bpf_htons(FTP_DATA_PORT) || length < PLAIN_LENGTH + 20 ||
 		    length > end - l3)
 			goto director;
-		__builtin_memcpy(key.address, ip->destination, sizeof(key.address));
-		key.port = ports->destination;
-		key.protocol = ip->next_header;
-		found = map_lookup(MAP(services6), &key);
-		service = found ? map_lookup(MAP(services), found) : NULL;
+		place = find_port6(pair(ip->destination), pair(ip->destination + 2),
+				   PORT_WORD(ports->destination, ip->next_header));
+		if (!place) {
+			if (is_deep(fold6(ip->destination)))
+				goto director;
+			return VERDICT_PASS;
+		}
+		service = service_at(place);
 		if (!service)
 			goto director;
 		decision = *(volatile u64 *)&service->decision;
-		if (is_other(ctx, service, decision, tags, tag))
+		if (is_other(ctx, start, service, decision, tags, tag))
 			goto director;
-		__builtin_memcpy(flow.client, ip->source, sizeof(flow.client));
-		flow.client_port = ports->source;
-		flow.port = ports->destination;
-		flow.service = *found;
-		index = steady_server(ctx, &flow, decision, ports, ip->next_header == IPPROTO_TCP,
-				      6);
-		server = map_lookup(MAP(servers), &index);
+		index = steady_server(end, ip->source, ports, place, decision,
+				      ip->next_header == IPPROTO_TCP, 6);
+		server = server_at(index);
 		if (!server)
 			goto director;
 		destination = *(volatile u64 *)server->mac;

@@ -10,14 +10,19 @@
 #include "count.h"
 #include "hash.h"
 
+/* The tick of CLOCK_MONOTONIC, give or take a few ms (lbdr/datapath/bpf_clock.py). */
 static __always_inline u32 now(void)
 {
+#ifdef JIFFY_NS
+	return (jiffies64() * JIFFY_NS + JIFFIES_ZERO) >> TICK_SHIFT;
+#else
 	return coarse_clock() >> TICK_SHIFT;
+#endif
 }
 
 static __always_inline int is_alive(u32 server)
 {
-	struct server *found = map_lookup(MAP(servers), &server);
+	struct server *found = server_at(server);
 
 	return found && found->flags & SERVER_ALIVE;
 }
@@ -29,12 +34,9 @@ static __always_inline int is_there(u32 server)
 }
 
 /* A slot by its place among all tables; NULL for none. */
-static __always_inline u32 *find_slot(u32 place)
+static __always_inline u32 *find_slot(u64 place)
 {
-	u32 line = place / SLOTS_IN_LINE;
-	struct slots *slots = map_lookup(MAP(slots), &line);
-
-	return slots ? &slots->slot[place % SLOTS_IN_LINE] : NULL;
+	return AT(slots, u32, place, SLOTS);
 }
 
 /*

@@ -38,7 +38,7 @@ from tests.director_frames import (
     tag,
 )
 from tests.director_model import FALLBACK, Model, ModelServer, ModelService
-from tests.fastpath import LO, OWN, World, slot
+from tests.fastpath import LO, OWN, World, slot, tick
 
 MH, MH_PORT, RANGE, INACTIVE, ALONE, LEARNED, POP, PUSH, AWAY, PEER, TRACKED, DRAINED = range(1, 13)
 PORTS = {
@@ -60,6 +60,7 @@ HERE = Place(LO, OWN)
 VLAN = Place(LO, OWN, ((0x8100, 7),))
 OTHER_PEER = "02:00:00:00:00:98"
 TRACKED_SERVERS = {11, 12}
+FOREVER = 100_000  # ticks
 SERVERS = {
     1: ModelServer("02:00:00:00:01:01", HERE),
     2: ModelServer("02:00:00:00:01:02", HERE),
@@ -167,7 +168,8 @@ def begin_again(world: World, model: Model) -> None:
     model.services[LEARNED].flows = flows = first_flows()
     for (client, port), (server, _) in flows.items():
         key = layout.FLOW4.pack(client, port.to_bytes(2, "big"), LEARNED)
-        world.maps["flows4"].update(key, layout.LEARNED.pack(server, LearnedState.OPEN, 0))
+        seen = 0 if client[-1] % 2 else tick() + FOREVER  # forgotten by IPVS, or just seen
+        world.maps["flows4"].update(key, layout.LEARNED.pack(server, LearnedState.OPEN, seen))
     model.fragments.clear()
     for key in world.maps["fragments"].keys():  # noqa: SIM118  # it is no dict
         world.maps["fragments"].delete(key)

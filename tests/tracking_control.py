@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from lbdr.datapath.xdp_layout import FastService, Reason, ServiceFlag
 from lbdr.maglev import MaglevServer, MaglevTable, table_size
 from lbdr.model import Protocol
 from lbdr.tracking import Record
-from tests.fastpath import VIP_PLACE, World
+from tests.fastpath import VIP_PLACE, World, tick
 from tests.tracking_frames import PORT, VIPS
 
 INDEX = 8
@@ -27,12 +26,6 @@ SERVER_MAC = bytes.fromhex("0200000002")
 """The first bytes of a server's; the last one is its place."""
 
 _U32 = 0xFFFFFFFF
-_CLOCK_MONOTONIC_COARSE = 6  # include/uapi/linux/time.h
-
-
-def tick_now() -> int:
-    """The clock of the programs."""
-    return time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE) >> layout.TICK_SHIFT
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +74,7 @@ class ControlPlane:
         self._chance = chance
         self._ranks = list(range(SERVERS))
         self._line = 0
-        self._udp_until = tick_now()
+        self._udp_until = tick()
         self._flipped = self.now
         self._refused = self.refusals()
         self._planned: Callable[[], None] | None = None
@@ -105,7 +98,7 @@ class ControlPlane:
     @property
     def now(self) -> int:
         """Ticks, with those that were skipped."""
-        return tick_now() + self.skipped
+        return tick() + self.skipped
 
     @property
     def is_planned(self) -> bool:
@@ -198,11 +191,11 @@ class ControlPlane:
         refused, before = self.refusals(), self._refused
         self._refused = refused
         if not self.setting.is_tcp:
-            if self._udp_until <= tick_now():  # new flows are the current server's already
+            if self._udp_until <= tick():  # new flows are the current server's already
                 self._settled()
                 return True
             if refused != before:
-                self._udp_until = tick_now() + tracking.UDP_IDLE
+                self._udp_until = tick() + tracking.UDP_IDLE
                 self._write()
         elif self.settling_since is None:
             if self.now - self._flipped >= tracking.SETTLE - tracking.SETTLING:
@@ -244,7 +237,7 @@ class ControlPlane:
             self.slots,
             self.slot_of,
             self.alive,
-            tick_now(),
+            tick(),
             idle=tracking.SETTLE if self.setting.is_tcp else tracking.UDP_IDLE,
         )
         records.delete_many(swept.delete)
@@ -268,7 +261,7 @@ class ControlPlane:
             self.slots = array("I", [owner | owner << layout.OLD_SHIFT for owner in owners])
         else:
             self.slots = tracking.flip(self.slots, owners, self.alive, self.drained)
-        self._udp_until = tick_now() + tracking.UDP_IDLE
+        self._udp_until = tick() + tracking.UDP_IDLE
         self._flipped = self.now
         self.settling_since = None
         self._write()

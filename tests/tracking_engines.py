@@ -5,8 +5,8 @@ from __future__ import annotations
 from lbdr.datapath import xdp_layout as layout
 from lbdr.datapath.bpf_programs import RunResult
 from lbdr.tracking import Record
-from tests.fastpath import World
-from tests.tracking_control import SERVER_MAC, tick_now
+from tests.fastpath import World, tick
+from tests.tracking_control import SERVER_MAC
 
 _GUARD_FULL = 1 << 30
 _ZERO = layout.U32.pack(0)
@@ -45,10 +45,10 @@ class Engines:
             EnginesDifferError: the engines do not agree.
         """
         before = dict(self._records.items())
-        tick = -1
+        began = -1
         answers: list[Answer] = []
-        while tick != tick_now():  # the guard is another one in another tick
-            tick = tick_now()
+        while began != tick():  # the guard is another one in another tick
+            began = tick()
             runs = (self._world.run_tc, self._world.run_director, self._world.run_xdp)
             answers = []
             for run in runs:
@@ -69,7 +69,7 @@ class Engines:
 
     def _write_guard(self) -> None:
         if self.guarded:
-            full = layout.GUARD.pack(tick_now(), _GUARD_FULL)
+            full = layout.GUARD.pack(tick(), _GUARD_FULL)
             self._guard.update(_ZERO, full * (self._guard.value_size // len(full)))
 
 

@@ -18,8 +18,8 @@ from lbdr.datapath import xdp_layout as layout
 from lbdr.datapath.xdp_layout import FALLBACK
 from lbdr.model import Protocol
 from lbdr.tracking import Record
-from tests.fastpath import World
-from tests.tracking_control import CAPACITY, SERVERS, SERVICE, ControlPlane, Setting, tick_now
+from tests.fastpath import World, tick
+from tests.tracking_control import CAPACITY, SERVERS, SERVICE, ControlPlane, Setting
 from tests.tracking_engines import Engines, EnginesDifferError
 from tests.tracking_frames import ACK, FIN, PORT, RST, SYN, client_address, icmp, tcp, udp
 
@@ -277,7 +277,7 @@ class History:
         records = self.world.maps["records"]
         room = CAPACITY.records - len(records.keys())
         count = room if how % 2 else room // 2
-        flood = Record(0, 0, 0, tick_now(), layout.RecordState.UNCONFIRMED)
+        flood = Record(0, 0, 0, tick(), layout.RecordState.UNCONFIRMED)
         entries = {}
         for _ in range(count):
             client = ip_address(f"192.0.2.{self._chance.randint(1, 250)}")

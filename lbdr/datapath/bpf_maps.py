@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -56,12 +57,11 @@ class Map(bpf.BpfObject):
         self.value_size = info.value_size
         if self.per_cpu:
             self.value_size = rounded(info.value_size) * possible_cpus()
-        # a call costs less than making its buffers: they are made once
+        # a call costs less than making its buffers: they are made once; values by who asks for one,
+        # since some arrays are one value of megabytes that nobody copies
         self._key = ctypes.create_string_buffer(info.key_size)
-        self._value = ctypes.create_string_buffer(self.value_size)
         self._attributes = ctypes.create_string_buffer(wire.ELEMENT.size)
         self._key_address = ctypes.addressof(self._key)
-        self._value_address = ctypes.addressof(self._value)
         self._attributes_address = ctypes.addressof(self._attributes)
 
     @classmethod
@@ -274,6 +274,14 @@ class Map(bpf.BpfObject):
         return totals(value, self.layout.value_size)
 
     # --- inside ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _value(self) -> ctypes.Array[ctypes.c_char]:
+        return ctypes.create_string_buffer(self.value_size)
+
+    @cached_property
+    def _value_address(self) -> int:
+        return ctypes.addressof(self._value)
 
     def _set_key(self, key: bytes) -> None:
         if len(key) != self.layout.key_size:

@@ -27,7 +27,7 @@ from lbdr.model import Address, Protocol
 from lbdr.tracking import CURRENT, Record
 
 _MEMORY_PIN = "explaining"
-_MEMORY = 200  # bytes, bpf/explain.h
+_MEMORY = 192  # bytes, bpf/explain.h
 _COUNTERS = ("served", "reasons")  # a program that does not have them cannot count
 _EXPLAINED = struct.Struct("=8I")  # before a record, a learned flow and a server
 _FOUND_SLOT, _FOUND_RECORD, _FOUND_LEARNED, _FOUND_SERVER = 1, 2, 4, 8
@@ -187,7 +187,7 @@ class Explainer:
         unplaced = self.run(question.frame())
         if not unplaced.service:
             return None
-        value = self._maps["services"].lookup(xdp_layout.U32.pack(unplaced.service)) or b""
+        value = self._maps.read_service(unplaced.service)
         decision, ifindex, _, mac, count, *tag_words, _, _, _, _ = xdp_layout.SERVICE.unpack(value)
         tags = struct.pack("<2I", *tag_words)[: 4 * count]
         if not decision >> 32 & ServiceFlag.ACTIVE:

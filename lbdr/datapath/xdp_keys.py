@@ -65,10 +65,9 @@ def write_keys(
         KernelError: there is no room for them.
     """
     exact, former = set(_exact(traffic)), set(_exact(before)) if before is not None else set()
-    services = maps[f"services{traffic.address.version}"]
     _write_ranges(maps, traffic, every)
     for key in exact:
-        services.update(key, layout.U32.pack(index))
+        maps.write_port(key, index)
     _delete(maps, index, former - exact, traffic)
     if before is not None:
         _write_ranges(maps, before, every)
@@ -91,7 +90,7 @@ def _delete(maps: DirectorMaps, index: int, keys: Collection[bytes], traffic: Tr
     services = maps[f"services{traffic.address.version}"]
     for key in keys:
         if services.lookup(key) == layout.U32.pack(index):  # else another service has it by now
-            services.delete(key)
+            maps.delete_port(key)
 
 
 def _write_ranges(maps: DirectorMaps, traffic: Traffic, every: Collection[Owned]) -> None:
@@ -103,22 +102,16 @@ def _write_ranges(maps: DirectorMaps, traffic: Traffic, every: Collection[Owned]
         for part in _ranges(one)
     ]
     found.sort(key=lambda entry: (entry[0] == _EVERY, entry[0]))
-    ranges = maps[f"ranges{traffic.address.version}"]
     key = layout.key_of(traffic.address, 0, traffic.protocol.number)
     if len(found) > layout.RANGES:
         raise KernelError(
             f"{traffic.protocol} {traffic.address} has more than {layout.RANGES} ranges of ports",
             hint="join ranges, write out short ones port by port, or use another VIP",
         )
-    value = b"".join(layout.PORT_RANGE.pack(part.first, part.last, one) for part, one in found)
-    whole = value.ljust(layout.PORT_RANGE.size * layout.RANGES, b"\0")
-    there = ranges.lookup(key)
-    if there == whole or (there is None and not found):
-        return
     if found:
-        ranges.update(key, whole)
+        maps.write_ranges(key, [(part.first, part.last, index) for part, index in found])
     else:
-        ranges.delete(key)
+        maps.delete_ranges(key)
 
 
 def _exact(traffic: Traffic) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from enum import IntEnum, IntFlag
+from ipaddress import ip_address
 
 from lbdr.datapath.bpf_wire import MapFlag, MapKind
 from lbdr.maglev import DEFAULT_INDEX, fold, table_size
@@ -29,6 +30,14 @@ TRACKED = 0x8000
 OLD_SHIFT = 16
 SLOTS_IN_LINE = 16
 VIP_WORDS = 512
+VIP = struct.Struct("=QQ")
+PORT_LINE = 64
+PORT_UDP = 0x8000
+PORT_SERVICE = 0x7FFF
+"""The services that a line of ports can name."""
+MIX = 0xC4CEB9FE1A85EC53
+FLOW_LINE = struct.Struct("=5Q5I4x")
+FLOWS_IN_LINE = 5
 RANGES = 16
 TICK_SHIFT = 30
 
@@ -201,25 +210,30 @@ def map_specs(capacity: Capacity) -> dict[str, MapSpec]:
     Args:
         capacity: what they are to hold.
     """
-    mmapable, hashed = MapFlag.MMAPABLE, MapKind.HASH
+
+    def whole(size: int) -> MapSpec:
+        """An array of one value, which programs address without looking it up."""
+        return MapSpec(MapKind.ARRAY, 4, size, 1, MapFlag.MMAPABLE)
+
+    hashed = MapKind.HASH
     services, servers = capacity.services, min(capacity.servers, MOST_SERVERS)
     ranges = PORT_RANGE.size * RANGES
     return {
         "about": MapSpec(MapKind.ARRAY, 4, ABOUT.size, 1),
-        "vips": MapSpec(MapKind.ARRAY, 4, 8, VIP_WORDS),
+        "vips": whole(VIP.size * VIP_WORDS),
+        "ports4": whole(PORT_LINE << port_bits(capacity, 4)),
+        "ports6": whole(PORT_LINE << port_bits(capacity, 6)),
         "services4": MapSpec(hashed, KEY4.size, 4, services * 4),
         "services6": MapSpec(hashed, KEY6.size, 4, services * 4),
         "ranges4": MapSpec(hashed, KEY4.size, ranges, services),
         "ranges6": MapSpec(hashed, KEY6.size, ranges, services),
-        "services": MapSpec(MapKind.ARRAY, 4, SERVICE.size, services, mmapable),
-        "slots": MapSpec(
-            MapKind.ARRAY, 4, 4 * SLOTS_IN_LINE, capacity.tables * capacity.lines, mmapable
-        ),
-        "servers": MapSpec(MapKind.ARRAY, 4, SERVER.size, servers, mmapable),
+        "services": whole(SERVICE.size * services),
+        "slots": whole(4 * SLOTS_IN_LINE * capacity.tables * capacity.lines),
+        "servers": whole(SERVER.size * servers),
         "served": MapSpec(MapKind.PERCPU_ARRAY, 4, SERVED.size, servers),
         "reasons": MapSpec(MapKind.PERCPU_ARRAY, 4, 8, services * REASONS),
         "records": MapSpec(hashed, FLOW.size, RECORD.size, capacity.records),
-        "flows4": MapSpec(MapKind.LRU_HASH, FLOW4.size, LEARNED.size, capacity.flows),
+        "flows4": whole(FLOW_LINE.size << flow_bits(capacity)),
         "flows": MapSpec(MapKind.LRU_HASH, FLOW.size, LEARNED.size, capacity.flows),
         "macs": MapSpec(hashed, SERVER_KEY.size, 4, servers),
         "places": MapSpec(hashed, PLACED_KEY.size, PLACED.size, servers),
@@ -240,13 +254,27 @@ def vip_bit(address: Address) -> tuple[int, int]:
     return hashed >> 23, hashed >> 17 & 63
 
 
-def vip_words(addresses: Iterable[Address]) -> bytes:
-    """All of `vips` for the addresses that have services."""
+def vip_words(addresses: Iterable[Address]) -> list[int]:
+    """The first or the second words of `vips`, for addresses that have their bits set there."""
     words = [0] * VIP_WORDS
     for address in addresses:
         word, bit = vip_bit(address)
         words[word] |= 1 << bit
-    return struct.pack(f"={VIP_WORDS}Q", *words)
+    return words
+
+
+def port_bits(capacity: Capacity, version: int) -> int:
+    """How many bits the number of a line of ports has: a line holds 8 of IPv4, 2 of IPv6."""
+    return max(capacity.services - 1, 1).bit_length() + (version == 6)
+
+
+def flow_bits(capacity: Capacity) -> int:
+    """How many bits the number of a line of flows has.
+
+    A line holds 5: with as many flows as the capacity, one in 80 finds no room. The bits that
+    flows4.h keeps of a flow are enough from 16 on.
+    """
+    return max(16, (capacity.flows // 2 - 1).bit_length())
 
 
 def division(size: int) -> tuple[int, int]:
@@ -276,6 +304,12 @@ def macros(capacity: Capacity, *, records_per_tick: int) -> dict[str, int]:
         "MH_DIVIDE_MULTIPLIER": multiplier,
         "MH_DIVIDE_SHIFT": shift,
         "RECORDS_PER_TICK": records_per_tick,
+        "SERVICES": capacity.services,
+        "SERVERS": min(capacity.servers, MOST_SERVERS),
+        "SLOTS": SLOTS_IN_LINE * capacity.tables * capacity.lines,
+        "FLOW_BITS": flow_bits(capacity),
+        "PORT_BITS4": port_bits(capacity, 4),
+        "PORT_BITS6": port_bits(capacity, 6),
     }
 
 
@@ -396,9 +430,20 @@ class FastService:
 
 
 def key_of(address: Address, port: int, protocol: int) -> bytes:
-    """A key of `services4`, `services6`, `ranges4` or `ranges6`."""
+    """A key of `services4`, `services6`, `ranges4` or `ranges6`.
+
+    Args:
+        address: a VIP.
+        port: of a service; 0 for ranges.
+        protocol: its IP number.
+    """
     layout = KEY4 if address.version == 4 else KEY6
     return layout.pack(address.packed, struct.pack("!H", port), protocol)
+
+
+def address_of(key: bytes) -> Address:
+    """The address in what `key_of` returned."""
+    return ip_address(key[:4] if len(key) == KEY4.size else key[:16])
 
 
 def flow_of(client: Address, client_port: int, port: int, service: int) -> bytes:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lbdr.datapath import bpf
+from lbdr.datapath import bpf, bpf_clock
 from lbdr.datapath.bpf_maps import Map
 from lbdr.datapath.bpf_programs import Program, VerifierError
 from lbdr.datapath.bpf_wire import F_XDP_HAS_FRAGS, AttachPoint, ProgramKind
@@ -182,6 +182,7 @@ def _compile(job: Job) -> int:
         macros = dict(job.macros)
         if _needs_alignment():
             macros["STRICT_ALIGNMENT"] = 1
+        macros |= bpf_clock.macros()
         for name, path in job.maps.items():
             pinned = stack.enter_context(Map(bpf.open_kind(Path(path), Map), f"pinned {path}"))
             macros[f"MAP_{name}"] = pinned.fd

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,9 @@ from lbdr.datapath.bpf import LayoutError
 from lbdr.datapath.bpf_arrays import Array
 from lbdr.datapath.bpf_maps import Map
 from lbdr.datapath.bpf_wire import MapKind
-from lbdr.datapath.xdp_layout import Capacity, map_specs
+from lbdr.datapath.xdp_flows import FlowTable
+from lbdr.datapath.xdp_layout import Capacity, MapSpec, map_specs
+from lbdr.datapath.xdp_ports import PortLines
 from lbdr.model import Address
 
 _ARRAYS = (MapKind.ARRAY, MapKind.PERCPU_ARRAY)
@@ -39,6 +41,18 @@ class DirectorMaps:
         self.services = self._words("services")
         self.slots = self._words("slots", "I")
         self.servers = self._words("servers")
+        self._vips = self._words("vips")
+        self._ports = {
+            version: PortLines(
+                self._words(f"ports{version}"),
+                version,
+                {key: layout.U32.unpack(value)[0] for key, value in maps[name].items()},
+            )
+            for version, name in ((4, "services4"), (6, "services6"))
+        }
+        self._ranges = {key for name in ("ranges4", "ranges6") for key in maps[name].keys()}  # noqa: SIM118
+        self._deep: set[Address] | None = None  # what the bits say is not known yet
+        self._write_deep()
 
     def __getitem__(self, name: str) -> Map:
         return self._maps[name]
@@ -67,7 +81,7 @@ class DirectorMaps:
         maps: dict[str, Map] = {}
         with ExitStack() as undo:
             for name, spec in map_specs(capacity).items():
-                kind = Array if spec.kind in _ARRAYS else Map
+                kind = _class(name, spec)
                 maps[name] = undo.enter_context(
                     kind.create(
                         spec.kind,
@@ -104,7 +118,7 @@ class DirectorMaps:
         maps: dict[str, Map] = {}
         with ExitStack() as undo:
             for name, spec in map_specs(capacity).items():
-                kind = Array if spec.kind in _ARRAYS else Map
+                kind = _class(name, spec)
                 maps[name] = undo.enter_context(
                     kind.open(
                         directory / name,
@@ -132,18 +146,87 @@ class DirectorMaps:
         self["about"].update(layout.U32.pack(0), self.capacity.pack(version))
         self.version = version
 
+    # --- services by their keys ------------------------------------------------------------------
+
     def write_vips(self, addresses: Collection[Address]) -> None:
-        """Write which addresses have services; more of them may be seen for a moment, never less.
+        """Write which addresses have services.
 
         Args:
             addresses: of all services.
         """
-        array = self.array("vips")
-        words = layout.vip_words(addresses)
-        before = array.read_range(0, layout.VIP_WORDS)
-        both = int.from_bytes(words, "little") | int.from_bytes(before, "little")
-        array.write_range(0, both.to_bytes(len(words), "little"))
-        array.write_range(0, words)
+        self._write_bits(0, addresses)
+
+    def write_port(self, key: bytes, service: int) -> None:
+        """Let a port be a service's.
+
+        Args:
+            key: layout.key_of().
+            service: its index.
+
+        Raises:
+            KernelError: there is no room.
+        """
+        self[f"services{_version(key)}"].update(key, layout.U32.pack(service))
+        self._ports[_version(key)].put(key, service)
+        self._write_deep()
+
+    def delete_port(self, key: bytes) -> None:
+        """Let a port be no service's.
+
+        Args:
+            key: layout.key_of().
+        """
+        self._ports[_version(key)].drop(key)
+        self[f"services{_version(key)}"].delete(key)
+        self._write_deep()
+
+    def write_ranges(self, key: bytes, ranges: Iterable[tuple[int, int, int]]) -> None:
+        """Let ranges of ports of an address be services'; exact ports go before them.
+
+        Args:
+            key: layout.key_of() with port 0.
+            ranges: first, last and the service's index, at most layout.RANGES of them.
+
+        Raises:
+            KernelError: there is no room.
+        """
+        value = b"".join(layout.PORT_RANGE.pack(*one) for one in ranges)
+        self._ranges.add(key)
+        self._write_deep()  # first: who answers for a closed port is not to be steady.c
+        size = layout.PORT_RANGE.size * layout.RANGES
+        self[f"ranges{_version(key)}"].update(key, value.ljust(size, b"\0"))
+
+    def delete_ranges(self, key: bytes) -> None:
+        """Let no range of an address's ports be a service's.
+
+        Args:
+            key: layout.key_of() with port 0.
+        """
+        self[f"ranges{_version(key)}"].delete(key)
+        self._ranges.discard(key)
+        self._write_deep()
+
+    def _write_deep(self) -> None:
+        """Which addresses have ports that no line tells of."""
+        keys = self._ranges.union(*(lines.left for lines in self._ports.values()))
+        deep = {layout.address_of(key) for key in keys}
+        if deep != self._deep:
+            self._write_bits(1, deep)
+            self._deep = deep
+
+    def _write_bits(self, offset: int, addresses: Collection[Address]) -> None:
+        for place, word in enumerate(layout.vip_words(addresses)):
+            if self._vips[2 * place + offset] != word:
+                self._vips[2 * place + offset] = word
+
+    def read_service(self, index: int) -> bytes:
+        """A service, as FastService.pack() made it.
+
+        Args:
+            index: its place.
+        """
+        size = layout.SERVICE.size // 8
+        return self.services[index * size : (index + 1) * size].tobytes()
 
     def mark_of(self, index: int) -> int:
         """The packet mark of a service; 0 for none.
@@ -151,9 +234,7 @@ class DirectorMaps:
         Args:
             index: its place.
         """
-        size = layout.SERVICE.size // 8
-        words = self.services[index * size : (index + 1) * size]
-        mark: int = layout.SERVICE.unpack(words.tobytes())[-2]
+        mark: int = layout.SERVICE.unpack(self.read_service(index))[-2]
         return mark
 
     # --- writing what programs read ------------------------------------------------------------
@@ -215,3 +296,13 @@ class DirectorMaps:
         view: memoryview = memoryview(memory).cast("B").cast(size)  # type: ignore[call-overload]  # "I", "Q"
         self._open.callback(view.release)
         return view
+
+
+def _version(key: bytes) -> int:
+    return 4 if len(key) == layout.KEY4.size else 6
+
+
+def _class(name: str, spec: MapSpec) -> type[Map]:
+    if name == "flows4":
+        return FlowTable
+    return Array if spec.kind in _ARRAYS else Map

@@ -100,7 +100,7 @@ def kinds() -> list[Kind]:
              deep=True),
         Kind("tracked slot, SYN, record added", syn, None, TRACKED, EACH, deep=True, inserts=True,
              repeats=NEW),
-        Kind("closed port of a VIP, PASS", frame(segment(CLOSED)), forwarded=False, deep=True),
+        Kind("closed port of a VIP, PASS", frame(segment(CLOSED)), forwarded=False),
         Kind("mh at tc ingress, one flow", mh, None, MH, ONE, at_tc=True),
     ]  # fmt: skip
 
