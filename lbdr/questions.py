@@ -62,8 +62,14 @@ class Questions:
         if fast is None or off:
             return await _answer(question, keys, Said(off=off or "there is none"))
         directory = fast.programs.directory
-        async with self._compiling:
-            await asyncio.to_thread(compile_explainer, directory, fast.maps)
+        try:
+            async with self._compiling:
+                await asyncio.to_thread(compile_explainer, directory, fast.maps)
+        except PrivilegeError as error:
+            raise PrivilegeError(
+                "the daemon may not load the program that is asked",
+                hint="root may, once: sudo lbdr explain",
+            ) from error
         said = _ask(question, directory, fast.maps)
         return await _answer(question, keys, said, fast.maps.capacity.index)
 
@@ -98,6 +104,20 @@ class Questions:
         )
         told = {index: name for index, (_, name) in services.items()}
         return FlowsResult(flows=_remembered(found, told, configuration), total=total)
+
+
+def prepare(paths: Paths) -> None:
+    """Have the program that is asked pinned, for a daemon that may load none.
+
+    Args:
+        paths: of the director.
+
+    Raises:
+        LbdrError: it cannot be had.
+    """
+    directory = fastpath_pins.pins_of(paths)
+    with DirectorMaps.open(directory) as maps:
+        compile_explainer(directory, maps)
 
 
 async def without_daemon(paths: Paths, request: ExplainRequest) -> Explanation:

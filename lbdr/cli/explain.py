@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import click
 
 from lbdr.cli.common import director_options, json_option, print_json, reports_errors
 from lbdr.config.load import load
-from lbdr.errors import EXIT_NO
+from lbdr.errors import EXIT_NO, LbdrError
 from lbdr.explain import Choice, Explanation, asked, parse_endpoint
 from lbdr.explain_offline import offline as by_file
 from lbdr.maglev import DEFAULT_INDEX, TABLE_SIZES, table_size
@@ -109,6 +111,11 @@ def _ask(name: str, client: tuple[Address, int], port: int | None, paths: Paths)
         virtual_service=name, client=str(address), client_port=client_port, port=port
     )
     if control.running(paths):
+        if os.geteuid() == 0:
+            from lbdr.questions import prepare  # noqa: PLC0415
+
+            with suppress(LbdrError):  # the daemon may have no right to, and says what is wrong
+                prepare(paths)
         return Explanation.model_validate(control.ask(paths, request).result)
     from lbdr.questions import without_daemon  # noqa: PLC0415
 

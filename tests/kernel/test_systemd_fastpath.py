@@ -13,6 +13,7 @@ from netlab import HOSTS, INTERFACE, Lab
 
 from lbdr.control import client
 from lbdr.control.protocol import (
+    ExplainRequest,
     FastPathRequest,
     FastPathResult,
     ReloadRequest,
@@ -21,7 +22,8 @@ from lbdr.control.protocol import (
 )
 from lbdr.datapath import bpf_netlink, namespace
 from lbdr.datapath.xdp_maps import DirectorMaps
-from lbdr.errors import LbdrError
+from lbdr.errors import LbdrError, PrivilegeError
+from lbdr.explain import Explanation
 from lbdr.status import Status
 from tests.kernel.daemons import BPFFS, LBDR, VIP, configuration, soon
 from tests.kernel.open_connections import Connections, answering, talking
@@ -154,6 +156,26 @@ def test_its_daemon_has_no_right_to_load(systemd: Systemd) -> None:
         assert done == ""
         found = systemd.run(*inside, "sh", "-c", f"test -w {place} && echo yes", check=False)
         assert (found == "yes\n") == writable, place
+
+
+def test_root_loads_what_is_asked(
+    systemd: Systemd, lab: Lab, open_connections: list[Connections]
+) -> None:
+    """The daemon may not load the program that explains; once root asked, it has it."""
+    hashed = open_connections[0]
+    (address, port), owner = hashed.clients[0], hashed.owners[0]
+    request = ExplainRequest(virtual_service="WEB", client=address, client_port=port)
+    with pytest.raises(LbdrError, match="may not load") as error:
+        client.ask(PATHS, request, timeout=60)
+    assert error.value.exit_code == PrivilegeError.exit_code
+    command = [str(LBDR), "explain", "--client", f"{address}:{port}", "WEB"]
+    done = lab.run("director", command, check=False)
+    assert done.returncode == 0, f"{done.stderr}{systemd.log()}"
+    shown = done.stdout.splitlines()
+    assert shown[2].split()[:3] == ["open", "connection", owner]
+    found = Explanation.model_validate(client.ask(PATHS, request, timeout=60).result)
+    assert found.established is not None
+    assert (found.established.server, found.established.by) == (owner, "slot")
 
 
 def test_its_daemon_cannot_read_what_is_anothers(systemd: Systemd) -> None:
