@@ -271,7 +271,7 @@ def port_bits(capacity: Capacity, version: int) -> int:
 def flow_bits(capacity: Capacity) -> int:
     """How many bits the number of a line of flows has.
 
-    A line holds 5: with as many flows as the capacity, one in 80 finds no room. The bits that
+    A line holds 5: with as many flows as the capacity, one in 90 finds no room. The bits that
     flows4.h keeps of a flow are enough from 16 on.
     """
     return max(16, (capacity.flows // 2 - 1).bit_length())
