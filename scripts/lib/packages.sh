@@ -11,13 +11,19 @@ director_packages=(
     python3-venv
 )
 test_packages=(
-    arping       # asks who has the VIP, as a witness of its own
-    clang-format # C is formatted by it
-    ethtool      # offloads of the test links
-    git          # which files are the project's
-    ipvsadm      # reads back what lbdr wrote
+    arping           # asks who has the VIP, as a witness of its own
+    clang-format     # C is formatted by it
+    dcmtk            # DICOM peers of health checks
+    dnsmasq-base     # a resolver
+    ethtool          # offloads of the test links
+    git              # which files are the project's
+    haproxy          # HTTP and HTTPS peers
+    ipvsadm          # reads back what lbdr wrote
+    openssl          # certificates of peers
+    python3-aiosmtpd # a mail server
     shellcheck
-    systemd      # runs the unit, in a container in the guest
+    slapd            # a directory
+    systemd          # runs the unit, in a container in the guest
     tcpdump
 )
 qemu_packages=(

@@ -1,0 +1,203 @@
+"""Whether one real server serves a VIP: a SYN to the VIP in a frame to that server's MAC.
+
+It needs no tunnel and no other address of the server, and sees what a client would see: the server
+has the VIP, and its service listens on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lbdr.datapath import routes as rtnetlink
+from lbdr.datapath import routes_wire as wire
+from lbdr.datapath.frames import ETHERTYPE_IPV6
+from lbdr.datapath.packets import PacketSocket
+from lbdr.datapath.routes_wire import Link, Neighbour, NeighbourKey
+from lbdr.datapath.syn import (
+    ACK,
+    ETHERTYPE_IPV4,
+    RST,
+    SYN,
+    Segment,
+    answer_filter,
+    encode,
+    parse,
+)
+from lbdr.errors import KernelError
+from lbdr.model import Address, family
+
+_PORTS = range(61000, 65000)  # above those that Linux gives to its own connections
+_FRESH = 1.0  # seconds for which links and neighbours need not be asked for again
+_ASK_AGAIN = 0.05  # seconds between looks for a MAC that the kernel is asking for
+_SEND_AGAIN = 1.0  # seconds after which a SYN may be lost
+_AT_ONCE = 64
+
+
+class VipAnswer(StrEnum):
+    """What came back."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"  # it has the VIP, and nothing listens there
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A SYN that waits for its answer."""
+
+    vip: Address
+    port: int
+    sequence: int
+    answer: asyncio.Future[tuple[VipAnswer, Segment]]
+
+
+class VipProber:
+    """Probes VIPs, by one socket for each interface and IP version.
+
+    For the network namespace of the calling thread. Close it at the end.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: dict[tuple[str, int], PacketSocket] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._ports = itertools.cycle(_PORTS)
+        self._links: dict[int, Link] = {}
+        self._neighbours: dict[NeighbourKey, Neighbour] = {}
+        self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
+
+    def close(self) -> None:
+        """Close its sockets."""
+        for key in list(self._sockets):
+            self._drop(key)
+
+    async def probe(self, vip: Address, port: int, server: Address) -> VipAnswer:
+        """Ask a server for a connection to a VIP, endlessly: the caller limits the time.
+
+        The connection that it may open is reset at once.
+
+        Args:
+            vip: of the virtual service.
+            port: TCP's, of the virtual service.
+            server: the RIP, on a link of this host.
+
+        Raises:
+            PrivilegeError: the caller lacks CAP_NET_RAW.
+            KernelError: there is no way to the server on a link, or the interface is down.
+        """
+        link, mac = await self._way(server)
+        packets = self._socket(link.name, vip.version)
+        own = next(each for each in self._ports if each not in self._waiting)
+        sequence = secrets.randbelow(1 << 32)
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(vip, port, sequence, loop.create_future())
+        self._waiting[own] = waiting
+        source = _source(server)
+        try:
+            syn = Segment(source, own, vip, port, SYN, sequence)
+            while True:
+                await self._send(packets, vip.version, encode(syn, packets.mac, mac))
+                done, _ = await asyncio.wait([waiting.answer], timeout=_SEND_AGAIN)
+                if done:
+                    break
+            answer, _ = waiting.answer.result()
+            if answer is VipAnswer.ACCEPTED:
+                after = (sequence + 1) & 0xFFFFFFFF
+                reset = Segment(source, own, vip, port, RST, after)
+                await self._send(packets, vip.version, encode(reset, packets.mac, mac))
+        finally:
+            del self._waiting[own]
+        return answer
+
+    async def _send(self, packets: PacketSocket, version: int, frame: bytes) -> None:
+        try:
+            await packets.send(frame)
+        except KernelError:
+            self._drop((packets.interface, version))  # it may come back under its name
+            raise
+
+    def _socket(self, interface: str, version: int) -> PacketSocket:
+        key = (interface, version)
+        if key not in self._sockets:
+            program = answer_filter(version, _PORTS[0], _PORTS[-1])
+            kind = ETHERTYPE_IPV6 if version == 6 else ETHERTYPE_IPV4
+            opened = PacketSocket(interface, kind, program)
+            self._sockets[key] = opened
+            opened.listen(lambda: self._hear(key))
+        return self._sockets[key]
+
+    def _drop(self, key: tuple[str, int]) -> None:
+        packets = self._sockets.pop(key, None)
+        if packets is not None:
+            packets.deafen()
+            packets.close()
+
+    def _hear(self, key: tuple[str, int]) -> None:
+        try:
+            for _ in range(_AT_ONCE):
+                frame = self._sockets[key].receive()
+                if frame is None:
+                    return
+                parsed = parse(frame)
+                if parsed is not None:
+                    self._take(parsed[0])
+        except KernelError:
+            self._drop(key)  # who waits sees the time run out, and the next one the reason
+
+    def _take(self, segment: Segment) -> None:
+        waiting = self._waiting.get(segment.receiver_port)
+        if waiting is None or waiting.answer.done():
+            return
+        if (segment.sender, segment.sender_port) != (waiting.vip, waiting.port):
+            return
+        if segment.acknowledges != (waiting.sequence + 1) & 0xFFFFFFFF:
+            return
+        if segment.flags & RST:
+            waiting.answer.set_result((VipAnswer.REFUSED, segment))
+        elif segment.flags == SYN | ACK:
+            waiting.answer.set_result((VipAnswer.ACCEPTED, segment))
+
+    async def _way(self, server: Address) -> tuple[Link, str]:
+        """The link on which a server is, and its MAC there."""
+        route = (await rtnetlink.routes([server]))[server]
+        if route is None:
+            raise KernelError(f"no route to {server}")
+        if route.local:
+            raise KernelError(f"{server} is this director itself")
+        if route.next_hop != server or not route.plain:
+            raise KernelError(f"{server} is not on a link of this director")
+        asked, key = False, (route.ifindex, server)
+        while True:
+            await self._read(anew=asked)
+            link, entry = self._links.get(route.ifindex), self._neighbours.get(key)
+            if link is not None and entry is not None and entry.mac is not None:
+                return link, entry.mac
+            if asked:
+                await asyncio.sleep(_ASK_AGAIN)
+            elif link is not None:
+                await rtnetlink.ask([wire.use(key, link.name)])
+            asked = True
+
+    async def _read(self, *, anew: bool) -> None:
+        """Have links and neighbours as they were a second ago at most."""
+        loop = asyncio.get_running_loop()
+        fresh = _ASK_AGAIN if anew else _FRESH
+        async with self._reading:
+            if loop.time() - self._read_at < fresh:
+                return
+            self._links = await rtnetlink.links()
+            self._neighbours = await rtnetlink.neighbours()
+            self._read_at = loop.time()
+
+
+def _source(server: Address) -> Address:
+    """This host's own address for a server."""
+    with socket.socket(family(server.version), socket.SOCK_DGRAM) as any_socket:
+        any_socket.connect((str(server), 9))  # UDP: nothing is sent
+        name: str = any_socket.getsockname()[0]
+    # never a scope here: a link-local RIP is no address that the configuration takes
+    return type(server)(name.partition("%")[0])

@@ -1,0 +1,1 @@
+"""The checks, a file per kind: asyncio, cancellable, everything closed at the end."""
