@@ -97,6 +97,11 @@ class VipProber:
         waiting = _Waiting(vip, port, sequence, loop.create_future())
         self._waiting[own] = waiting
         source = _source(server)
+        if source == vip:
+            raise KernelError(
+                f"{vip} is the address from which {server} is asked",
+                hint="give this director an address of its own in the server's subnet",
+            )
         try:
             syn = Segment(source, own, vip, port, SYN, sequence)
             while True:

@@ -29,6 +29,13 @@ class LdapSecurity(StrEnum):
     LDAPS = "ldaps"
 
 
+class Initial(StrEnum):
+    """What a server counts as until its checks have decided."""
+
+    UP = "up"
+    DOWN = "down"
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """When a check runs, and how many results in a row decide.
@@ -316,11 +323,19 @@ KINDS: dict[type[Check], str] = {
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One check of one target, by its own timing."""
+    """One check of one target.
+
+    Args:
+        target: what is checked.
+        check: how.
+        timing: when, and how many results decide.
+        initial: what the target counts as before they have.
+    """
 
     target: Target
     check: Check
     timing: Timing = field(default_factory=Timing)
+    initial: Initial = Initial.DOWN
 
     def __str__(self) -> str:
         return f"{KINDS[type(self.check)]} {self.target}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from lbdr.health.results import Failed, FailureKind, Passed, Result
-from lbdr.health.spec import Timing
+from lbdr.health.spec import Initial, Timing
 
 
 class Status(StrEnum):
@@ -16,13 +16,6 @@ class Status(StrEnum):
     UP = "up"
     DOWN = "down"
     UNKNOWN = "unknown"
-
-
-class Initial(StrEnum):
-    """What a server counts as until its checks have decided."""
-
-    UP = "up"
-    DOWN = "down"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from lbdr.health.policy import (
 )
 from lbdr.health.ramps import AgentReport
 from lbdr.health.rules import Condition, Decision, Memory, Presence, decide, fail_back
-from lbdr.health.verdicts import Initial, Status, Verdict
+from lbdr.health.spec import Initial
+from lbdr.health.verdicts import Status, Verdict
 
 UP = Verdict(Status.UP, 0.0, "answered", 0.01)
 DOWN = Verdict(Status.DOWN, 0.0, "10.0.0.31:104 refused the connection", 0.01)

@@ -20,7 +20,8 @@ from lbdr.health.policy import (
 )
 from lbdr.health.ramps import AgentReport
 from lbdr.health.rules import Condition, Decision, Memory, Presence, decide, fail_back
-from lbdr.health.verdicts import Initial, Status, Verdict
+from lbdr.health.spec import Initial
+from lbdr.health.verdicts import Status, Verdict
 from lbdr.model import MAX_WEIGHT
 
 NAMES = ("a", "b", "s", "t")

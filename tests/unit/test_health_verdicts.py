@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbdr.health.results import Failed, FailureKind, Passed, Result
-from lbdr.health.spec import Timing
+from lbdr.health.spec import Initial, Timing
 from lbdr.health.verdicts import (
-    Initial,
     Status,
     Tally,
     Verdict,

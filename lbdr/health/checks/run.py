@@ -34,6 +34,8 @@ from lbdr.health.spec import (
 
 _log = logging.getLogger(__name__)
 
+_STALL = 0.5  # of a timeout: an event loop that comes so much later stood still
+
 _FUNCTIONS: dict[type[Any], Callable[[Any, Attempt], Awaitable[str]]] = {
     Connect: tcp.connect,
     Negotiate: tcp.negotiate,
@@ -71,7 +73,7 @@ async def run(
     except CheckError as error:
         failure = error
     except TimeoutError:
-        failure = CheckError(f"{attempt.missing} (within {timeout:g} s)", FailureKind.TIMEOUT)
+        failure = _too_late(attempt, loop.time() - start - limit)
     except OSError as error:
         failure = describe(error)
     except Exception as error:  # noqa: BLE001  # one check's fault must not stop the others
@@ -80,6 +82,15 @@ async def run(
     else:
         return Passed(loop.time() - start, words)
     return Failed(loop.time() - start, f"{probe.target} {failure.words}", failure.kind)
+
+
+def _too_late(attempt: Attempt, late: float) -> CheckError:
+    """What a timeout means: the server's, or ours where this process itself stood still."""
+    if late > _STALL * attempt.timeout:
+        # an answer that came meanwhile was not read
+        words = f"could not be asked: this director was busy for {late:.1f} s"
+        return CheckError(words, FailureKind.LOCAL)
+    return CheckError(f"{attempt.missing} (within {attempt.timeout:g} s)", FailureKind.TIMEOUT)
 
 
 async def _call(check: Check, attempt: Attempt, prober: VipProber | None) -> str:

@@ -1,8 +1,8 @@
 """Runs one program with a time limit, as another user, and leaves nothing of it behind.
 
-A process of its own, started as a script by `external`: it must import nothing but small modules of
-the standard library. It is the subreaper of all that the program starts (prctl(2)), so whatever
-leaves its process group or session still ends here.
+A process of its own, started as a script by `external` for each run: it imports next to nothing. It
+is the subreaper of all that the program starts (prctl(2)), so whatever leaves its process group or
+session still ends here.
 
     warden.py DEADLINE UID GID PROGRAM ARGUMENT...
 
@@ -12,7 +12,6 @@ output: a line of a word and a number, and then the first bytes that the program
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import resource
@@ -20,7 +19,6 @@ import select
 import signal
 import sys
 import time
-from pathlib import Path
 
 LIMIT = 4096  # bytes of output that are kept
 _PDEATHSIG, _SUBREAPER, _NO_NEW_PRIVS = 1, 36, 38
@@ -47,8 +45,7 @@ def main() -> None:
     os.close(written)
     os.close(failure)
     word, number, kept = _watch(child, deadline, woken, output, stopped)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child, signal.SIGKILL)
+    _kill(-child)
     _bury(woken)
     kept += _drain(output)
     message = os.read(failed, LIMIT)
@@ -114,19 +111,20 @@ def _watch(
 def _wait(child: int) -> tuple[int, int]:
     """Reap what has ended; the program's own status where it is among it."""
     found = (0, 0)
-    with contextlib.suppress(ChildProcessError):
-        while True:
+    while True:
+        try:
             pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                return found
-            if pid == child:
-                found = (pid, status)
-    return found
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        if pid == child:
+            found = (pid, status)
 
 
 def _bury(woken: int) -> None:
     """Kill and reap all that is left; what loses its parent becomes ours, and is killed in turn."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    children = f"/proc/self/task/{os.getpid()}/children"
     until = time.monotonic() + _PATIENCE
     while time.monotonic() < until:
         try:
@@ -134,20 +132,30 @@ def _bury(woken: int) -> None:
                 pass
         except ChildProcessError:
             return
-        with contextlib.suppress(OSError):
-            for pid in children.read_text().split():
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(int(pid), signal.SIGKILL)
+        with open(children) as listed:  # noqa: PTH123  # pathlib takes as long as all the rest
+            pids = listed.read().split()
+        for pid in pids:
+            _kill(int(pid))
         select.select([woken], [], [], 0.01)
         _drain(woken)
 
 
 def _drain(pipe: int) -> bytes:
     data = b""
-    with contextlib.suppress(BlockingIOError):
+    try:
         while len(data) < LIMIT and (more := os.read(pipe, 65536)):
             data += more
+    except BlockingIOError:
+        return data
     return data
+
+
+def _kill(pid: int) -> None:
+    """Kill a process, or a group where pid is negative, if it is still there and ours to kill."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
 
 
 def _prctl(option: int, value: int) -> None:
