@@ -18,9 +18,10 @@ from lbdr.health.verdicts import Tally, Verdict, begin, count, pause
 
 _log = logging.getLogger(__name__)
 
-_STARTS = 1000.0  # first checks a second: those of a large configuration spread out
+_STARTS = 500.0  # first checks a second: those of a large configuration spread out
 _PROGRAMS = 16  # of the user's that run at the same time
 _LATE = 1.0  # seconds; a check that begins later than this is told of
+_QUIET = 60.0  # seconds before that is told again
 
 Changed: TypeAlias = Callable[[Probe, Tally, Verdict], None]
 """Told of a probe, what is known now, and the verdict before; it must return at once."""
@@ -57,6 +58,7 @@ class Engine:
         self._prober: VipProber | None = None
         self._watched: dict[Probe, _Watched] = {}
         self._latest = 0.0
+        self._warned = float("-inf")
         self._ran = 0
 
     @property
@@ -153,10 +155,10 @@ class Engine:
         """Run a check; when it began, and what it found."""
         start = asyncio.get_running_loop().time()
         late = start - due
-        if late > self._latest:
-            self._latest = late
-            if late > _LATE:
-                _log.warning("%s began %.1f s late: there is too much to do", probe, late)
+        self._latest = max(self._latest, late)
+        if late > _LATE and start > self._warned + _QUIET:
+            self._warned = start
+            _log.warning("%s began %.1f s late: there is too much to do here", probe, late)
         result = await self._runner(probe)
         self._ran += 1
         return start, result
