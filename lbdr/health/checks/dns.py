@@ -26,22 +26,22 @@ _CODES = {
 }
 
 
-class _NotOurs(Exception):  # noqa: N818  # not an error: another datagram is waited for
+class NotOurs(Exception):  # noqa: N818  # not an error: another datagram is waited for
     """An answer to something else."""
 
 
 async def dns(check: Dns, attempt: Attempt) -> str:
     """Whether a resolver answers a query."""
     number = secrets.randbelow(1 << 16)
-    query = _query(check, number)
+    query = make_query(check, number)
     if check.tcp:
         async with connected(attempt) as stream:
             attempt.missing = "accepted the connection, but did not answer the query"
             await stream.send(struct.pack("!H", len(query)) + query)
             (length,) = struct.unpack("!H", await stream.exactly(2, "an answer"))
             try:
-                return _judge(check, query, await stream.exactly(length, "an answer"))
-            except _NotOurs:
+                return judge(check, query, await stream.exactly(length, "an answer"))
+            except NotOurs:
                 words = "answered another query than ours"
                 raise CheckError(words, FailureKind.PROTOCOL) from None
     loop, target = asyncio.get_running_loop(), attempt.target
@@ -54,12 +54,13 @@ async def dns(check: Dns, attempt: Attempt) -> str:
             answer = await loop.sock_recv(opened, 65535)
             attempt.received(answer)
             try:
-                return _judge(check, query, answer)
-            except _NotOurs:
+                return judge(check, query, answer)
+            except NotOurs:
                 attempt.missing += " (it sent something that is no answer to it)"
 
 
-def _query(check: Dns, number: int) -> bytes:
+def make_query(check: Dns, number: int) -> bytes:
+    """A query for a name; its number tells the answer to it from others."""
     try:
         labels = [label.encode("idna") for label in check.name.strip(".").split(".") if label]
     except UnicodeError as error:
@@ -69,19 +70,19 @@ def _query(check: Dns, number: int) -> bytes:
     return _HEADER.pack(number, _RECURSE, 1, 0, 0, 0) + name + question
 
 
-def _judge(check: Dns, query: bytes, answer: bytes) -> str:
-    """What an answer says; _NotOurs where it is none to the query."""
+def judge(check: Dns, query: bytes, answer: bytes) -> str:
+    """What an answer says; NotOurs where it is none to the query, CheckError where it says no."""
     if len(answer) < _HEADER.size or answer[:2] != query[:2]:
-        raise _NotOurs
+        raise NotOurs
     _, flags, questions, count, _, _ = _HEADER.unpack_from(answer)
     if not flags & _ANSWER:
-        raise _NotOurs
+        raise NotOurs
     if flags & 0xF:
         said = _CODES.get(flags & 0xF, f"code {flags & 0xF}")
         raise CheckError(f"answered {check.name} by {said}", FailureKind.REJECTED)
     end = len(query)
     if questions != 1 or answer[_HEADER.size : end].lower() != query[_HEADER.size :].lower():
-        raise _NotOurs
+        raise NotOurs
     try:
         found = _addresses(answer, end, count)
     except (IndexError, struct.error) as error:

@@ -35,15 +35,15 @@ async def ldap(check: Ldap, attempt: Attempt) -> str:
     async with connected(attempt, direct) as stream:
         if check.security is LdapSecurity.STARTTLS:
             attempt.missing = "accepted the connection, but did not answer StartTLS"
-            await stream.send(_message(1, _encode(_EXTENDED, _encode(_REQUEST_NAME, _STARTTLS))))
+            await stream.send(_message(1, encode(_EXTENDED, encode(_REQUEST_NAME, _STARTTLS))))
             await _result(stream, _EXTENDED_ANSWER, "StartTLS")
             attempt.missing = "agreed to StartTLS, but did not complete the TLS handshake"
             await stream.start_tls(check.tls)
         attempt.missing = "accepted the connection, but did not answer the bind"
-        password = _encode(_SIMPLE, check.password.encode())
-        version = _encode(_INTEGER, b"\x03")
-        request = version + _encode(_OCTETS, check.bind_dn.encode()) + password
-        await stream.send(_message(2, _encode(_BIND, request)))
+        password = encode(_SIMPLE, check.password.encode())
+        version = encode(_INTEGER, b"\x03")
+        request = version + encode(_OCTETS, check.bind_dn.encode()) + password
+        await stream.send(_message(2, encode(_BIND, request)))
         await _result(stream, _BOUND, "the bind")
         await stream.send(_message(3, _UNBIND))
     return "accepted a bind" if check.bind_dn else "accepted an anonymous bind"
@@ -63,11 +63,11 @@ async def _result(stream: Stream, wanted: int, what: str) -> None:
         raise CheckError(f"answered {what} by {length} bytes", FailureKind.PROTOCOL)
     body = await stream.exactly(length, f"an answer to {what}")
     try:
-        _, _, rest = _decode(body)  # the message's number
-        tag, operation, _ = _decode(rest)
-        kind, code, rest = _decode(operation)
-        _, _, rest = _decode(rest)  # matched DN
-        _, said, _ = _decode(rest)
+        _, _, rest = decode(body)  # the message's number
+        tag, operation, _ = decode(rest)
+        kind, code, rest = decode(operation)
+        _, _, rest = decode(rest)  # matched DN
+        _, said, _ = decode(rest)
     except ValueError as error:
         raise CheckError(f"answered {what} by {quote(body)}", FailureKind.PROTOCOL) from error
     number = int.from_bytes(code)
@@ -87,17 +87,18 @@ async def _result(stream: Stream, wanted: int, what: str) -> None:
 
 
 def _message(number: int, operation: bytes) -> bytes:
-    return _encode(_SEQUENCE, _encode(_INTEGER, bytes((number,))) + operation)
+    return encode(_SEQUENCE, encode(_INTEGER, bytes((number,))) + operation)
 
 
-def _encode(tag: int, value: bytes) -> bytes:
+def encode(tag: int, value: bytes) -> bytes:
+    """An element."""
     if len(value) < 0x80:
         return bytes((tag, len(value))) + value
     size = len(value).to_bytes(4)
     return bytes((tag, 0x84)) + size + value
 
 
-def _decode(data: bytes) -> tuple[int, bytes, bytes]:
+def decode(data: bytes) -> tuple[int, bytes, bytes]:
     """Tag and value of the first element, and what follows it; ValueError where it is cut off."""
     if len(data) < 2:
         raise ValueError("an element is missing")
