@@ -9,106 +9,12 @@ because the quorum is lost.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import replace
 
-from lbdr.health.policy import Damping, Failback, Member, OnFailure, Operator, Policy
-from lbdr.health.ramps import AgentReport, approach, next_step, ramp
-from lbdr.health.verdicts import Status, Verdict
-from lbdr.model import MAX_WEIGHT
-
-
-class Presence(StrEnum):
-    """How a real server is to be held by IPVS."""
-
-    SERVE = "serve"  # with its weight
-    QUIESCE = "quiesce"  # with weight 0: open connections go on
-    OUT = "out"  # not at all
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What is known of a real server of a virtual service.
-
-    Args:
-        verdict: of all its checks, dependencies included.
-        operator: what the operator wants.
-        agent: its feedback agent's last word; None where there is none, or it does not answer.
-    """
-
-    verdict: Verdict
-    operator: Operator = Operator.ONLINE
-    agent: AgentReport | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What a real server gets.
-
-    Args:
-        presence: whether it is there.
-        weight: for IPVS, in units of the policy's scale; 0 unless it serves.
-        reason: why, for a person.
-    """
-
-    presence: Presence
-    weight: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a virtual service is to be.
-
-    Args:
-        shares: by the real servers' names.
-        sorry: whether the sorry server serves, instead of the real ones.
-        quorum: whether the service is whole.
-        again: when to decide again although nothing was heard; None for never.
-    """
-
-    shares: Mapping[str, Share]
-    sorry: bool
-    quorum: bool
-    again: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MemberMemory:
-    """What is remembered of a real server.
-
-    Args:
-        serving_since: None while it does not serve.
-        ramp_from: when its weight began to grow; None where it has its whole weight.
-        healthy: whether its checks passed at the last decision; None before the first one.
-        healthy_since: when they began to pass.
-        downs: when it went down, within the damping's window.
-        percent: of its weight by its agent.
-        percent_at: when that last changed.
-    """
-
-    serving_since: float | None = None
-    ramp_from: float | None = None
-    healthy: bool | None = None
-    healthy_since: float = 0.0
-    downs: tuple[float, ...] = ()
-    percent: int = 100
-    percent_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What is remembered of a virtual service; None of it is lost by a reload.
-
-    Args:
-        members: by name.
-        quorum: whether it was whole; None before the first decision.
-        took_over: the standby servers that serve instead of those they stand in for.
-    """
-
-    members: Mapping[str, MemberMemory] = field(default_factory=dict)
-    quorum: bool | None = None
-    took_over: frozenset[str] = frozenset()
+from lbdr.health import members
+from lbdr.health.decision import Condition, Decision, MemberMemory, Memory, Presence, Share
+from lbdr.health.policy import Failback, OnFailure, Operator, Policy
+from lbdr.health.verdicts import Status
 
 
 def fail_back(memory: Memory, standbys: Iterable[str] | None = None) -> Memory:
@@ -134,22 +40,13 @@ def decide(
         now: on the verdicts' clock.
     """
     first = memory.quorum is None
-    members = {
-        name: _remember(memory.members.get(name, MemberMemory()), policy, conditions[name], now)
+    known = {
+        name: members.remember(
+            memory.members.get(name, MemberMemory()), policy, conditions[name], now
+        )
         for name in policy.members
     }
-    able = {name: _able(policy.members[name], conditions[name], members[name]) for name in members}
-    damped = {
-        name: until
-        for name in members
-        if able[name] and (until := _damped_until(members[name], policy.damping, now)) is not None
-    }
-    # a flapping server is better than none
-    if any(ok and name not in damped for name, ok in able.items()):
-        usable = {name for name, ok in able.items() if ok and name not in damped}
-    else:
-        usable = {name for name, ok in able.items() if ok}
-        damped = {}
+    usable, damped = _usable(policy, known, conditions, now)
     took_over = _standbys(policy, memory.took_over, usable)
     chosen = _chosen(policy, took_over, usable)
     weight = sum(policy.members[name].weight for name in chosen)
@@ -157,123 +54,45 @@ def decide(
     sorry = policy.sorry and (not quorum or not chosen)
     again = list(damped.values())
     shares: dict[str, Share] = {}
-    for name, member in list(members.items()):
-        serves = name in chosen and not sorry
-        if serves:
-            known, due = _serving(member, policy, now, begins=not first)
+    for name, condition in ((name, conditions[name]) for name in policy.members):
+        if name in chosen and not sorry:
+            known[name], due = members.serving(known[name], policy, now, begins=not first)
+            again += due
+            given = members.weight_of(policy, policy.members[name], known[name], now)
+            shares[name] = Share(Presence.SERVE, given, _serving_words(condition, known[name]))
         else:
-            known, due = _resting(member, policy, conditions[name]), None
-        members[name] = known
-        again += [] if due is None else [due]
-        again += _agent_due(known, policy, conditions[name])
-        if serves:
-            given = _weight(policy, policy.members[name], known, now)
-            shares[name] = Share(Presence.SERVE, given, _serving_words(conditions[name], known))
-        else:
+            known[name] = members.resting(known[name], policy, condition)
             shares[name] = _withheld(
-                policy, name, conditions[name], damped.get(name), took_over, sorry=sorry, now=now
+                policy, name, condition, damped.get(name), took_over, sorry=sorry, now=now
             )
-    return (
-        Memory(members, quorum, took_over),
-        Decision(shares, sorry, quorum, min(again, default=None)),
-    )
-
-
-# --- one server ---------------------------------------------------------------------------------
-
-
-def _remember(
-    known: MemberMemory, policy: Policy, condition: Condition, now: float
-) -> MemberMemory:
-    """Note whether it is healthy, how often it went down, and follow its agent by one step."""
-    healthy = condition.verdict.up
-    downs = tuple(when for when in known.downs if when > now - policy.damping.window)
-    if known.healthy and not healthy:
-        downs += (now,)
-    since = known.healthy_since
-    if healthy and not known.healthy:
-        since = now
-    percent, at = known.percent, known.percent_at
-    wanted = _wanted(condition)
-    if policy.feedback is None:
-        percent, at = 100, None
-    elif known.serving_since is None:
-        percent, at = wanted, None
-    elif at is None or now >= at + policy.feedback.every:
-        stepped = approach(percent, wanted, policy.feedback)
-        if stepped != percent:
-            percent, at = stepped, now
-    return replace(
-        known, healthy=healthy, healthy_since=since, downs=downs, percent=percent, percent_at=at
-    )
-
-
-def _wanted(condition: Condition) -> int:
-    if condition.agent is None or condition.agent.percent is None:
-        return 100
-    return condition.agent.percent
-
-
-def _able(member: Member, condition: Condition, known: MemberMemory) -> bool:
-    """Whether it can serve, and everybody lets it."""
-    agent = condition.agent
-    return (
-        bool(known.healthy)
-        and member.weight > 0
-        and condition.operator is Operator.ONLINE
-        and (agent is None or (agent.state not in ("down", "drain") and agent.percent != 0))
-    )
-
-
-def _damped_until(known: MemberMemory, damping: Damping, now: float) -> float | None:
-    """When a server that flapped may serve again; None where it may now."""
-    if not damping.changes or len(known.downs) < damping.changes:
-        return None
-    until = known.healthy_since + damping.hold
-    return until if now < until else None
-
-
-def _serving(
-    known: MemberMemory, policy: Policy, now: float, *, begins: bool
-) -> tuple[MemberMemory, float | None]:
-    """A server that serves, and when its weight grows next.
-
-    One that did not serve before begins slowly, except at the first decision, where all begin.
-    """
-    if known.serving_since is None:
-        known = replace(known, serving_since=now, ramp_from=now if begins else None)
-    if known.ramp_from is None or not policy.slow_start:
-        return replace(known, ramp_from=None), None
-    step = next_step(now - known.ramp_from, policy.slow_start)
-    if step is None:
-        return replace(known, ramp_from=None), None
-    return known, known.ramp_from + step
-
-
-def _resting(known: MemberMemory, policy: Policy, condition: Condition) -> MemberMemory:
-    """A server that does not serve: nobody is moved when its agent's weight is taken at once."""
-    percent = 100 if policy.feedback is None else _wanted(condition)
-    return replace(known, serving_since=None, ramp_from=None, percent=percent, percent_at=None)
-
-
-def _agent_due(known: MemberMemory, policy: Policy, condition: Condition) -> list[float]:
-    """When the next step towards an agent's weight is due."""
-    if policy.feedback is None or known.serving_since is None or known.percent_at is None:
-        return []
-    if approach(known.percent, _wanted(condition), policy.feedback) == known.percent:
-        return []
-    return [known.percent_at + policy.feedback.every]
-
-
-def _weight(policy: Policy, member: Member, known: MemberMemory, now: float) -> int:
-    full = member.weight * policy.scale
-    part = known.percent / 100
-    if known.ramp_from is not None:
-        part *= ramp(now - known.ramp_from, policy.slow_start)
-    return max(1, min(MAX_WEIGHT, round(full * part)))
+        again += members.agent_due(known[name], policy, condition)
+    decision = Decision(shares, sorry, quorum, min(again, default=None))
+    return Memory(known, quorum, took_over), decision
 
 
 # --- the service --------------------------------------------------------------------------------
+
+
+def _usable(
+    policy: Policy,
+    known: Mapping[str, MemberMemory],
+    conditions: Mapping[str, Condition],
+    now: float,
+) -> tuple[set[str], dict[str, float]]:
+    """Who may serve, and until when those are held back who could but flapped."""
+    able = {
+        name
+        for name, member in policy.members.items()
+        if members.able(member, conditions[name], known[name])
+    }
+    damped = {
+        name: until
+        for name in able
+        if (until := members.damped_until(known[name], policy.damping, now)) is not None
+    }
+    if damped.keys() == able:
+        return able, {}  # a flapping server is better than none
+    return able - damped.keys(), damped
 
 
 def _standbys(policy: Policy, before: frozenset[str], usable: set[str]) -> frozenset[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from lbdr.health.decision import Condition, Decision, Memory
 from lbdr.health.policy import Operator, Policy
 from lbdr.health.ramps import AgentReport
-from lbdr.health.rules import Condition, Decision, Memory, decide, fail_back
+from lbdr.health.rules import decide, fail_back
 from lbdr.health.spec import Probe
 from lbdr.health.verdicts import Verdict, combine, dependent
 

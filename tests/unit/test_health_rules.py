@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lbdr.health.decision import Condition, Decision, Memory, Presence
 from lbdr.health.policy import (
     Damping,
     Failback,
@@ -15,7 +16,7 @@ from lbdr.health.policy import (
     Quorum,
 )
 from lbdr.health.ramps import AgentReport
-from lbdr.health.rules import Condition, Decision, Memory, Presence, decide, fail_back
+from lbdr.health.rules import decide, fail_back
 from lbdr.health.spec import Initial
 from lbdr.health.verdicts import Status, Verdict
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbdr.health.decision import Condition, Decision, Memory, Presence
 from lbdr.health.policy import (
     Damping,
     Failback,
@@ -19,7 +20,7 @@ from lbdr.health.policy import (
     Quorum,
 )
 from lbdr.health.ramps import AgentReport
-from lbdr.health.rules import Condition, Decision, Memory, Presence, decide, fail_back
+from lbdr.health.rules import decide, fail_back
 from lbdr.health.spec import Initial
 from lbdr.health.verdicts import Status, Verdict
 from lbdr.model import MAX_WEIGHT

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
+from lbdr.health.decision import Presence
 from lbdr.health.policy import Member, Operator, Policy
-from lbdr.health.rules import Presence
 from lbdr.health.services import Facts, ServiceHealth, Services
 from lbdr.health.spec import Connect, DicomEcho, Ping, Probe, Target
 from lbdr.health.verdicts import Status, Verdict

@@ -39,6 +39,7 @@ async def external(check: External, attempt: Attempt) -> str:
         str(uid),
         str(gid),
     ]  # asyncio's is CLOCK_MONOTONIC
+    attempt.missing = f"{check.command} could not be killed"
     attempt.note("runs " + " ".join(command))
     child = subprocess.Popen(  # noqa: ASYNC220  # returns at once; its end is awaited below
         [sys.executable, "-I", "-S", warden.__file__, *limits, *command],

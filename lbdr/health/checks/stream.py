@@ -198,7 +198,8 @@ def _context(tls: Tls, _times: tuple[int, ...]) -> ssl.SSLContext:
         context.set_ciphers("DEFAULT:@SECLEVEL=0")
         context.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls.certificate:
-        context.load_cert_chain(tls.certificate, tls.key or None)
+        # a key that wants a password is an error: nobody is there to be asked
+        context.load_cert_chain(tls.certificate, tls.key or None, password=lambda: "")
     return context
 
 
