@@ -6,6 +6,8 @@ import asyncio
 import os
 import pwd
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -249,3 +251,26 @@ def resident() -> int:
     found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1])
+
+
+def test_a_daemon_that_is_killed_leaves_no_program(folder: Path) -> None:
+    """Not even by SIGKILL, which it cannot see coming."""
+    word = f"{5000 + os.getpid()}.25"
+    path = script(folder, f"setsid sleep {word} & sleep {word}")
+    code = (
+        "import asyncio, sys\n"
+        "from ipaddress import ip_address\n"
+        "from lbdr.health.checks.run import run\n"
+        "from lbdr.health.spec import *\n"
+        "target = Target(ip_address('192.0.2.31'))\n"
+        "asyncio.run(run(Probe(target, External(sys.argv[1]), Timing(timeout=60))))\n"
+    )
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], cwd=Path(__file__).parents[2]
+    )
+    try:
+        wait_for(lambda: len(processes_of(word)) == 2, "it runs")
+    finally:
+        daemon.kill()
+        daemon.wait()
+    wait_for(lambda: not processes_of(word), "it is gone")
