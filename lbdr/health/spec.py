@@ -339,3 +339,20 @@ class Probe:
 
     def __str__(self) -> str:
         return f"{KINDS[type(self.check)]} {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A feedback agent on a real server, by HAProxy's agent-check protocol.
+
+    Args:
+        target: address and port, 3333 by custom.
+        interval: seconds from one question to the next.
+        timeout: seconds in which its line must be complete.
+        send: sent first, with its line end; empty for nothing.
+    """
+
+    target: Target
+    interval: float = 5.0
+    timeout: float = 3.0
+    send: bytes = b""
