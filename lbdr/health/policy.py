@@ -9,6 +9,8 @@ from enum import StrEnum
 from lbdr.model import MAX_WEIGHT
 
 _FINE = 100  # parts of a weight, where weights change in steps
+FINE_UP_TO = MAX_WEIGHT // _FINE
+"""The largest weight of which a hundredth can still be said."""
 
 
 class OnFailure(StrEnum):
