@@ -126,6 +126,8 @@ class Peers:
         """Stop them all, and their children: connections are still accepted by the kernel."""
         for process in self._processes:
             os.killpg(process.pid, signal.SIGSTOP)
+        groups = {process.pid for process in self._processes}
+        wait_for(lambda: not _running(groups), "all peers are stopped", timeout=20)
 
     def thaw(self) -> None:
         """Let them go on."""
@@ -262,6 +264,17 @@ class Peers:
         last = next(reversed(made.values())).port
         self.start([sys.executable, STAND_INS, "drip", *pairs], last)
         return made
+
+
+def _running(groups: set[int]) -> set[int]:
+    """The threads of process groups that are not stopped (proc(5): state, ppid, pgrp)."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            state, _, group, *_ = path.read_text().rpartition(")")[2].split()
+            if int(group) in groups and state not in "TZX":
+                found.add(int(path.parent.name))
+    return found
 
 
 HAPROXY = ("http", "https", "https-expired", "https-client")

@@ -7,12 +7,19 @@ from dataclasses import replace
 from lbdr.health.decision import Condition, MemberMemory
 from lbdr.health.policy import Damping, Member, Operator, Policy
 from lbdr.health.ramps import approach, next_step, ramp
+from lbdr.health.verdicts import Status
 from lbdr.model import MAX_WEIGHT
 
 
 def remember(known: MemberMemory, policy: Policy, condition: Condition, now: float) -> MemberMemory:
-    """Note whether it is healthy, how often it went down, and follow its agent by one step."""
-    healthy = condition.verdict.up
+    """Note whether it is healthy, how often it went down, and follow its agent by one step.
+
+    What is not known yet is no news: a server that serves goes on when a reload gives it a check.
+    """
+    verdict = condition.verdict
+    healthy = verdict.up
+    if verdict.status is Status.UNKNOWN and known.healthy is not None:
+        healthy = known.healthy
     downs = tuple(when for when in known.downs if when > now - policy.damping.window)
     if known.healthy and not healthy:
         downs += (now,)

@@ -63,7 +63,14 @@ def decide(
         else:
             known[name] = members.resting(known[name], policy, condition)
             shares[name] = _withheld(
-                policy, name, condition, damped.get(name), took_over, sorry=sorry, now=now
+                policy,
+                name,
+                condition,
+                known[name],
+                damped_until=damped.get(name),
+                took_over=took_over,
+                sorry=sorry,
+                now=now,
             )
         again += members.agent_due(known[name], policy, condition)
     decision = Decision(shares, sorry, quorum, min(again, default=None))
@@ -138,9 +145,10 @@ def _withheld(  # noqa: PLR0911  # one reason each, the first that holds
     policy: Policy,
     name: str,
     condition: Condition,
+    known: MemberMemory,
+    *,
     damped_until: float | None,
     took_over: frozenset[str],
-    *,
     sorry: bool,
     now: float,
 ) -> Share:
@@ -149,7 +157,7 @@ def _withheld(  # noqa: PLR0911  # one reason each, the first that holds
     failed = Presence.OUT if policy.on_failure is OnFailure.REMOVE else Presence.QUIESCE
     if condition.operator is Operator.HALT:
         return Share(Presence.OUT, 0, "halted by the operator")
-    if not verdict.up:
+    if not known.healthy:
         unknown = verdict.status is Status.UNKNOWN
         return Share(failed, 0, verdict.why if unknown else f"down: {verdict.why}")
     if agent is not None and agent.state == "down":

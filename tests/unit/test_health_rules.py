@@ -88,6 +88,16 @@ def test_an_unknown_server_counts_as_initial_says() -> None:
     assert serving(two().at(0, a=Verdict(initial=Initial.UP))) == {"a", "b"}
 
 
+def test_what_is_not_known_yet_is_no_news() -> None:
+    """A server that serves goes on when a reload gives it another check."""
+    service = two()
+    assert serving(service.at(0, a=DOWN)) == {"b"}
+    decision = service.at(1, a=UNKNOWN, b=UNKNOWN)
+    assert serving(decision) == {"b"}
+    assert decision.shares["a"].reason == "not checked yet"
+    assert serving(service.at(2, a=UNKNOWN, b=DOWN)) == set()
+
+
 def test_the_sorry_server_serves_when_none_is_left() -> None:
     service = two(sorry=True)
     assert not service.at(0, a=DOWN).sorry

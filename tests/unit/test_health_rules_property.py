@@ -86,16 +86,34 @@ events = st.builds(
 histories = st.lists(events, min_size=1, max_size=12)
 
 
-def play(policy: Policy, history: Sequence[Event]) -> list[tuple[float, Event, Decision]]:
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A decision, and what was the case.
+
+    Args:
+        healthy: what is known of each server: an unknown verdict is no news.
+    """
+
+    now: float
+    conditions: Mapping[str, Condition]
+    healthy: Mapping[str, bool]
+    decision: Decision
+
+
+def play(policy: Policy, history: Sequence[Event]) -> list[Step]:
     """Decide at each event, and whenever a decision asked to be made again."""
     now, memory, made = 0.0, Memory(), []
+    healthy: dict[str, bool] = {}
     for event in history:
+        for name, condition in event.conditions.items():
+            if condition.verdict.status is not Status.UNKNOWN or name not in healthy:
+                healthy[name] = condition.verdict.up
         if event.failback:
             memory = fail_back(memory)
         until = now + event.seconds
         for _ in range(200):
             memory, decision = decide(policy, memory, event.conditions, now)
-            made.append((now, event, decision))
+            made.append(Step(now, event.conditions, dict(healthy), decision))
             assert decision.again is None or decision.again > now
             if decision.again is None or decision.again > until:
                 break
@@ -106,10 +124,11 @@ def play(policy: Policy, history: Sequence[Event]) -> list[tuple[float, Event, D
     return made
 
 
-def able(policy: Policy, name: str, condition: Condition) -> bool:
+def able(policy: Policy, name: str, step: Step) -> bool:
+    condition = step.conditions[name]
     agent = condition.agent
     return (
-        condition.verdict.up
+        step.healthy[name]
         and policy.members[name].weight > 0
         and condition.operator is Operator.ONLINE
         and (agent is None or (agent.state in (None, "up") and agent.percent != 0))
@@ -119,8 +138,9 @@ def able(policy: Policy, name: str, condition: Condition) -> bool:
 @given(policies(), histories)
 def test_somebody_serves_while_somebody_can(policy: Policy, history: list[Event]) -> None:
     """And only those who can; never a real server beside the sorry server."""
-    for _, event, decision in play(policy, history):
-        can = {name for name in NAMES if able(policy, name, event.conditions[name])}
+    for step in play(policy, history):
+        decision = step.decision
+        can = {name for name in NAMES if able(policy, name, step)}
         serve = {
             name for name, share in decision.shares.items() if share.presence is Presence.SERVE
         }
@@ -135,7 +155,8 @@ def test_somebody_serves_while_somebody_can(policy: Policy, history: list[Event]
 
 @given(policies(), histories)
 def test_weights_are_such_as_ipvs_takes(policy: Policy, history: list[Event]) -> None:
-    for _, _, decision in play(policy, history):
+    for step in play(policy, history):
+        decision = step.decision
         for name, share in decision.shares.items():
             full = policy.members[name].weight * policy.scale
             assert share.reason
@@ -148,13 +169,10 @@ def test_weights_are_such_as_ipvs_takes(policy: Policy, history: list[Event]) ->
 @given(policies(), histories)
 def test_the_quorum_turns_at_its_thresholds_only(policy: Policy, history: list[Event]) -> None:
     before: bool | None = None
-    for _, event, decision in play(policy, history):
+    for step in play(policy, history):
+        decision = step.decision
         # nobody more than those who can may count
-        most = sum(
-            policy.members[name].weight
-            for name in NAMES
-            if able(policy, name, event.conditions[name])
-        )
+        most = sum(policy.members[name].weight for name in NAMES if able(policy, name, step))
         if before and not decision.quorum and not policy.damping.changes:
             standby = any(member.standby_for for member in policy.members.values())
             assert standby or most < policy.quorum.down
@@ -185,7 +203,8 @@ def test_a_server_that_serves_ramps_up_and_never_back(policy: Policy, history: l
     """Near a straight line from when it began to serve, as far as whole weights allow."""
     began: dict[str, float] = {}
     last: dict[str, int] = {}
-    for now, event, decision in play(policy, history):
+    for step in play(policy, history):
+        now, decision = step.now, step.decision
         for name, share in decision.shares.items():
             if share.presence is not Presence.SERVE or policy.feedback is not None:
                 began.pop(name, None)
@@ -195,7 +214,7 @@ def test_a_server_that_serves_ramps_up_and_never_back(policy: Policy, history: l
             assert share.weight >= last.get(name, 0)
             last[name] = share.weight
             full = policy.members[name].weight * policy.scale
-            assert event.conditions[name].verdict.up
+            assert step.healthy[name]
             if policy.slow_start:
                 line = min(1.0, (now - started) / policy.slow_start)
                 assert share.weight >= round(full * line * 0.8) - full * 0.05
@@ -217,13 +236,14 @@ def test_nothing_changes_when_nothing_happens(policy: Policy, history: list[Even
 @given(policies(), histories)
 def test_a_failing_server_never_waits(policy: Policy, history: list[Event]) -> None:
     """Damping, ramps and quorum hold back, and never keep in."""
-    for _, event, decision in play(policy, history):
+    for step in play(policy, history):
+        decision = step.decision
         for name, share in decision.shares.items():
-            if not event.conditions[name].verdict.up:
+            if not step.healthy[name]:
                 wanted = (
                     Presence.OUT
                     if policy.on_failure is OnFailure.REMOVE
-                    or event.conditions[name].operator is Operator.HALT
+                    or step.conditions[name].operator is Operator.HALT
                     else Presence.QUIESCE
                 )
                 assert share.presence is wanted
