@@ -133,7 +133,7 @@ def test_a_server_that_dies_is_out_in_time_and_comes_back(farm: Lab) -> None:
     async def work(world: World) -> None:
         farm.ip("web1", f"link set {INTERFACE} down")
         seconds = await world.until({"web1": 0, "web2": 1}, 5)
-        assert seconds <= longest_outage(TIMING) + 0.1
+        assert seconds <= longest_outage(TIMING) + 0.5
         assert world.decision.shares["web1"].presence is Presence.OUT
         assert world.decision.shares["web1"].reason.startswith("down: 10.77.0.21:104 ")
         farm.ip("web1", f"link set {INTERFACE} up")
@@ -148,7 +148,7 @@ def test_a_server_that_lost_its_vip_is_caught(farm: Lab) -> None:
     async def work(world: World) -> None:
         farm.ip("web2", f"address del {VIP}/32 dev lo")
         seconds = await world.until({"web1": 1, "web2": 0}, 5)
-        assert seconds <= longest_outage(TIMING) + 0.1
+        assert seconds <= longest_outage(TIMING) + 0.5
         assert f"did not answer for the VIP {VIP} port {PORT}: it lost" in (
             world.decision.shares["web2"].reason
         )
