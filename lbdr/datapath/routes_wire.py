@@ -244,6 +244,11 @@ def delete(key: NeighbourKey, name: str) -> Request:
     return Request(f"ip neigh del {key[1]} dev {name}", RTM_DELNEIGH, NLM_F_ACK, _entry(key, 0))
 
 
+def get_neighbour(key: NeighbourKey, name: str) -> Request:
+    """Ask for one neighbour; ENOENT where there is none (Linux 5.0, commit 82cbb5c631a0)."""
+    return Request(f"ip neigh get {key[1]} dev {name}", RTM_GETNEIGH, 0, _entry(key, 0))
+
+
 def get_route(address: Address) -> Request:
     """Ask where packets to an address go."""
     fixed = struct.pack("=BB10x", family(address.version), address.max_prefixlen)

@@ -17,7 +17,7 @@ from lbdr.datapath import routes as rtnetlink
 from lbdr.datapath import routes_wire as wire
 from lbdr.datapath.frames import ETHERTYPE_IPV6
 from lbdr.datapath.packets import PacketSocket
-from lbdr.datapath.routes_wire import Link, Neighbour, NeighbourKey
+from lbdr.datapath.routes_wire import NeighbourKey
 from lbdr.datapath.syn import (
     ACK,
     ETHERTYPE_IPV4,
@@ -32,8 +32,8 @@ from lbdr.errors import KernelError
 from lbdr.model import Address, family
 
 _PORTS = range(61000, 65000)  # above those that Linux gives to its own connections
-_FRESH = 1.0  # seconds for which links and neighbours need not be asked for again
-_ASK_AGAIN = 0.05  # seconds between looks for a MAC that the kernel is asking for
+_FRESH = 30.0  # seconds for which the way to a server that answers is not asked for again
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5  # seconds between looks for a MAC that is being resolved
 _SEND_AGAIN = 1.0  # seconds after which a SYN may be lost
 _AT_ONCE = 64
 
@@ -52,7 +52,16 @@ class _Waiting:
     vip: Address
     port: int
     sequence: int
-    answer: asyncio.Future[tuple[VipAnswer, Segment]]
+    answer: asyncio.Future[VipAnswer]
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where a server is; not to be trusted for ever."""
+
+    interface: str
+    mac: str
+    until: float
 
 
 class VipProber:
@@ -65,10 +74,7 @@ class VipProber:
         self._sockets: dict[tuple[str, int], PacketSocket] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._ports = itertools.cycle(_PORTS)
-        self._links: dict[int, Link] = {}
-        self._neighbours: dict[NeighbourKey, Neighbour] = {}
-        self._read_at = float("-inf")
-        self._reading = asyncio.Lock()
+        self._ways: dict[Address, _Way] = {}
 
     def close(self) -> None:
         """Close its sockets."""
@@ -89,8 +95,8 @@ class VipProber:
             PrivilegeError: the caller lacks CAP_NET_RAW.
             KernelError: there is no way to the server on a link, or the interface is down.
         """
-        link, mac = await self._way(server)
-        packets = self._socket(link.name, vip.version)
+        way = await self._way(server)
+        packets = self._socket(way.interface, vip.version)
         own = next(each for each in self._ports if each not in self._waiting)
         sequence = secrets.randbelow(1 << 32)
         loop = asyncio.get_running_loop()
@@ -105,17 +111,19 @@ class VipProber:
         try:
             syn = Segment(source, own, vip, port, SYN, sequence)
             while True:
-                await self._send(packets, vip.version, encode(syn, packets.mac, mac))
+                await self._send(packets, vip.version, encode(syn, packets.mac, way.mac))
                 done, _ = await asyncio.wait([waiting.answer], timeout=_SEND_AGAIN)
                 if done:
                     break
-            answer, _ = waiting.answer.result()
+            answer = waiting.answer.result()
             if answer is VipAnswer.ACCEPTED:
                 after = (sequence + 1) & 0xFFFFFFFF
                 reset = Segment(source, own, vip, port, RST, after)
-                await self._send(packets, vip.version, encode(reset, packets.mac, mac))
+                await self._send(packets, vip.version, encode(reset, packets.mac, way.mac))
         finally:
             del self._waiting[own]
+            if not waiting.answer.done() or waiting.answer.cancelled():
+                self._ways.pop(server, None)  # it may have another MAC by now
         return answer
 
     async def _send(self, packets: PacketSocket, version: int, frame: bytes) -> None:
@@ -162,12 +170,16 @@ class VipProber:
         if segment.acknowledges != (waiting.sequence + 1) & 0xFFFFFFFF:
             return
         if segment.flags & RST:
-            waiting.answer.set_result((VipAnswer.REFUSED, segment))
+            waiting.answer.set_result(VipAnswer.REFUSED)
         elif segment.flags == SYN | ACK:
-            waiting.answer.set_result((VipAnswer.ACCEPTED, segment))
+            waiting.answer.set_result(VipAnswer.ACCEPTED)
 
-    async def _way(self, server: Address) -> tuple[Link, str]:
-        """The link on which a server is, and its MAC there."""
+    async def _way(self, server: Address) -> _Way:
+        """The device on whose link a server is, and its MAC there."""
+        loop = asyncio.get_running_loop()
+        known = self._ways.get(server)
+        if known is not None and loop.time() < known.until:
+            return known
         route = (await rtnetlink.routes([server]))[server]
         if route is None:
             raise KernelError(f"no route to {server}")
@@ -175,28 +187,29 @@ class VipProber:
             raise KernelError(f"{server} is this director itself")
         if route.next_hop != server or not route.plain:
             raise KernelError(f"{server} is not on a link of this director")
-        asked, key = False, (route.ifindex, server)
-        while True:
-            await self._read(anew=asked)
-            link, entry = self._links.get(route.ifindex), self._neighbours.get(key)
-            if link is not None and entry is not None and entry.mac is not None:
-                return link, entry.mac
-            if asked:
-                await asyncio.sleep(_ASK_AGAIN)
-            elif link is not None:
-                await rtnetlink.ask([wire.use(key, link.name)])
-            asked = True
+        try:
+            name = socket.if_indextoname(route.ifindex)
+        except OSError as error:
+            raise KernelError(f"no route to {server}", errno=error.errno or 0) from error
+        mac = await _resolve((route.ifindex, server), name)
+        found = self._ways[server] = _Way(name, mac, loop.time() + _FRESH)
+        return found
 
-    async def _read(self, *, anew: bool) -> None:
-        """Have links and neighbours as they were a second ago at most."""
-        loop = asyncio.get_running_loop()
-        fresh = _ASK_AGAIN if anew else _FRESH
-        async with self._reading:
-            if loop.time() - self._read_at < fresh:
-                return
-            self._links = await rtnetlink.links()
-            self._neighbours = await rtnetlink.neighbours()
-            self._read_at = loop.time()
+
+async def _resolve(key: NeighbourKey, name: str) -> str:
+    """The MAC of a neighbour, endlessly asked for until the kernel knows it."""
+    pause, asked = _FIRST_PAUSE, False
+    while True:
+        (answer,) = await rtnetlink.ask([wire.get_neighbour(key, name)])
+        entries = [wire.neighbour_of(message) for message in answer.messages]
+        for entry in entries:
+            if entry is not None and entry.key == key and entry.mac is not None:
+                return entry.mac
+        if not asked:
+            await rtnetlink.ask([wire.use(key, name)])
+            asked = True
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _source(server: Address) -> Address:

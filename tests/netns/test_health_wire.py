@@ -223,3 +223,38 @@ def test_a_router_between_is_told(lab: Lab) -> None:
     result = on(lab, "director", work())
     assert isinstance(result, Failed)
     assert result.words.endswith("192.0.2.9 is not on a link of this director")
+
+
+def test_another_mac_is_found_out(lab: Lab) -> None:
+    """A server was exchanged: one check fails, the next one knows."""
+    give_vip(lab, "web1", 4)
+    give_vip(lab, "director", 4)
+    target = Target(lab["web1"].ipv4, PORT, vip=VIPS[4], vip_port=PORT)
+    probe = Probe(target, Vip(), Timing(timeout=1))
+    listener = Listener(lab, "web1")
+
+    async def work() -> None:
+        prober = VipProber()
+        assert isinstance(await run(probe, prober=prober), Passed)
+        lab.ip("web1", f"link set {INTERFACE} address 02:77:00:00:00:99")
+        # the kernel learns it by traffic of its own
+        connect = Probe(Target(lab["web1"].ipv4, PORT), Connect(), Timing(timeout=10))
+        lab.ip("director", f"neigh flush dev {INTERFACE}")
+        assert isinstance(await run(connect), Passed)
+        results = [await run(probe, prober=prober) for _ in range(2)]
+        assert isinstance(results[0], Failed)
+        assert isinstance(results[1], Passed)
+        prober.close()
+
+    try:
+        on(lab, "director", work())
+    finally:
+        listener.close()
+
+
+def test_a_server_that_is_off_times_out(lab: Lab) -> None:
+    """Its MAC cannot be resolved: that is the server's fault, not the director's."""
+    lab.ip("web1", f"link set {INTERFACE} down")
+    result = checked(lab, "web1", 4, Vip())
+    assert isinstance(result, Failed), result
+    assert result.kind is FailureKind.TIMEOUT
