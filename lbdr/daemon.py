@@ -81,7 +81,8 @@ async def run(paths: Paths) -> None:
 
 async def _refuse_collisions(director: Director, loaded: Loaded) -> None:
     state = director.reconciler.state
-    desired = director.desired_by(loaded, assign(loaded.configuration, state.marks))
+    former = director.loaded.configuration
+    desired = director.desired_by(loaded, assign(loaded.configuration, state.marks, former))
     await refuse_collisions(loaded, director.kernel, desired, state.owned)
 
 
@@ -299,6 +300,9 @@ class Daemon:
     def _was_in_force(self, desired: DesiredState, scope: Scope) -> bool:
         """Whether all that a pass is about was as wanted already: what differs now is drift."""
         before = self._in_force
+        left = self._director.reconciler.state.owned.services - desired.services.keys()
+        if left and (scope.services is None or left & scope.services):
+            return False  # what lingered is deleted, which is no drift
         every = desired.services.keys() | before.services.keys()  # one may have left the file
         keys = every if scope.services is None else scope.services
         return (not scope.host or _of_host(before) == _of_host(desired)) and all(

@@ -114,7 +114,8 @@ class Director:
         Raises:
             StateError: which packet marks its services have cannot be kept.
         """
-        marks = assign(loaded.configuration, self.reconciler.state.marks)
+        former = self.loaded.configuration
+        marks = assign(loaded.configuration, self.reconciler.state.marks, former)
         self.reconciler.save(marks=marks)
         self.loaded = loaded
         settings = loaded.configuration.director

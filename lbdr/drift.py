@@ -40,6 +40,7 @@ class DriftWatch:
         """
         services = self._changed() & (desired.services.keys() | owned.services)
         services |= self._audit(desired)
+        services |= owned.services - desired.services.keys()  # they linger (lbdr.marks)
         host = self._host_differs(desired, owned)
         if not services and not host:
             return None

@@ -30,7 +30,7 @@ from lbdr.errors import KernelError, LbdrError, PrivilegeError
 from lbdr.fastpath import OFF, Mh, chosen, is_table
 from lbdr.fastpath_handover import give, held
 from lbdr.fastpath_pins import is_there, open_pinned, remove
-from lbdr.fastpath_services import forwarded, marked_only, unmarked
+from lbdr.fastpath_services import forwarded, marked_only, successors, unmarked
 from lbdr.fastpath_status import FastCounts, with_fast_path
 from lbdr.fastpath_wanted import unforwarded
 from lbdr.maglev import DEFAULT_INDEX
@@ -249,6 +249,8 @@ class FastPathKeeper:
         wanted = await forwarded(director, self._neighbours, services, links)
         marked = marked_only(director, wanted, links)
         fast = self.fast
+        for key, other in successors(fast, wanted):
+            fast.rename(key, other)
         leaving = (fast.forwarded - wanted.keys()) & desired.keys()
         others = {key for key in fast.forwarded & wanted.keys() if fast.is_other(key, wanted[key])}
         self._handed_over += await give(fast, leaving | others)

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from lbdr.datapath import ipvs_text
 from lbdr.datapath.neighbours import Neighbours
 from lbdr.datapath.routes_wire import Link
+from lbdr.datapath.xdp import FastPath
+from lbdr.datapath.xdp_layout import ServiceFlag
 from lbdr.datapath.xdp_wanted import WantedService
 from lbdr.director import Director
 from lbdr.fastpath_wanted import is_direct, only_marked, place_of, wanted_service
@@ -83,6 +85,29 @@ def marked_only(
         for key, service in desired.services.items()
         if service.marked is not None and key not in without
     }
+
+
+def successors(fast: FastPath, wanted: Mapping[Key, WantedService]) -> list[tuple[Key, Key]]:
+    """Services with a table that got other ports, and so another identity in IPVS: from, and to.
+
+    Args:
+        fast: has those that were.
+        wanted: that are to be.
+    """
+    new = {
+        key: service
+        for key, service in wanted.items()
+        if key not in fast.keys and ServiceFlag.LEARNED not in service.flags
+    }
+    found = []
+    for key in fast.forwarded - wanted.keys():
+        traffic = fast.traffic(key)
+        for other, service in new.items():
+            if fast.has_table(key) and traffic.overlaps(service.traffic):
+                found.append((key, other))
+                del new[other]
+                break
+    return found
 
 
 def unmarked(director: Director, wanted: Mapping[Key, WantedService]) -> dict[Address, str]:

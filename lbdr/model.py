@@ -162,6 +162,18 @@ class Traffic:
     address: Address
     ports: Ports
 
+    def overlaps(self, other: Traffic) -> bool:
+        """Whether some packets are also another one's."""
+        return (self.protocol, self.address) == (other.protocol, other.address) and (
+            self.ports.any
+            or other.ports.any
+            or any(
+                one.first <= part.last and part.first <= one.last
+                for one in self.ports.ranges
+                for part in other.ports.ranges
+            )
+        )
+
     def has(self, port: int) -> bool:
         """Whether those to a port are among them."""
         return self.ports.any or any(one.first <= port <= one.last for one in self.ports.ranges)

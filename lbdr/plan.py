@@ -8,7 +8,7 @@ that it is never without one on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from lbdr.model import (
@@ -95,7 +95,12 @@ class Plan:
 
 
 def make_plan(
-    desired: DesiredState, observed: ObservedState, owned: Ownership, *, adopt: bool = False
+    desired: DesiredState,
+    observed: ObservedState,
+    owned: Ownership,
+    *,
+    adopt: bool = False,
+    kept: Collection[Key] = (),
 ) -> Plan:
     """The operations that make the kernel hold what is desired.
 
@@ -104,6 +109,7 @@ def make_plan(
         observed: what it holds; sysctls that desired or owned name must have been asked for.
         owned: what lbdr made.
         adopt: take over also those services of others that are not as wanted.
+        kept: services that are not deleted yet, though they are not wanted.
     """
     withdrawn, moved = _addresses_to_delete(desired, observed.network, owned)
     restored = {name: was for name, was in owned.sysctls.items() if name not in desired.sysctls}
@@ -123,7 +129,7 @@ def make_plan(
     operations = [
         *_sysctls(desired.sysctls, observed),
         *(DeleteAddress(vip) for vip in withdrawn),
-        *_deleted_services(desired, observed, owned),
+        *_deleted_services(desired, observed, owned, kept),
         *(SetTimeouts(timeouts) for timeouts in _timeouts_to_set(desired, observed, owned)),
         *changes,
         *_added_addresses(desired, observed.network),
@@ -203,10 +209,10 @@ def _without_servers(service: Service) -> Service:
 
 
 def _deleted_services(
-    desired: DesiredState, observed: ObservedState, owned: Ownership
+    desired: DesiredState, observed: ObservedState, owned: Ownership, kept: Collection[Key]
 ) -> Iterator[Operation]:
     gone = (owned.services - desired.services.keys()) & observed.services.keys()
-    for key in sorted(gone, key=lambda key: key.sort_key):
+    for key in sorted(gone - set(kept), key=lambda key: key.sort_key):
         yield DeleteService(key)
 
 

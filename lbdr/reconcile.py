@@ -18,6 +18,7 @@ from tenacity import (
 from lbdr.datapath.kernel import Kernel, Outcome
 from lbdr.desired import SYSCTLS
 from lbdr.errors import KernelError, StateError
+from lbdr.marks import lingering
 from lbdr.model import DesiredState, HostNetwork, Key, ObservedState, ServiceKey
 from lbdr.operations import (
     AddAddress,
@@ -86,7 +87,8 @@ class Reconciler:
         """
         observed = await self.observe(scope, network)
         wanted, owned = narrowed(desired, self.state.owned, scope)
-        plan = make_plan(wanted, observed, owned, adopt=adopt)
+        kept = lingering(desired, observed.services, owned.services)
+        plan = make_plan(wanted, observed, owned, adopt=adopt, kept=kept)
         if any(isinstance(operation, AddAddress) for operation in plan.operations):
             plan = self._without_unserved_vips(plan, observed, desired, scope)
         return plan, observed.network

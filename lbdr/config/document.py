@@ -128,9 +128,11 @@ On this machine (`lbdr check --host`):
   (python3-bpfcc) and the right to load BPF programs. Each service gets a mark of `director: marks`
   and keeps it, in the state directory; virtual services that others made in IPVS must not use marks
   of that range, and rules of the firewall must not set or match them.
-- Such a service is another one to IPVS than that of one port: connections that are open when a
-  service of one port gets a second one, or the other way round, end. Ports that are added to
-  several, or taken from them, disturb none.
+- Such a service is another one to IPVS than that of one port. Where a service of one port gets
+  more, open connections stay, and the old service lingers in IPVS while it has any; clients that
+  persistence bound are bound anew. Where a service with several ports gets down to one, its
+  connections end, unless mh decides. Ports that are added to several, or taken from them, disturb
+  none.
 """
 
 

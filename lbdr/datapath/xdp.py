@@ -92,6 +92,10 @@ class FastPath:
         }
         return {reason: count for reason, count in totals.items() if count}
 
+    def has_table(self, key: Key) -> bool:
+        """Whether a table decides for a service, and not IPVS."""
+        return self._services[key].line is not None
+
     def known_flows(self, key: Key) -> list[KnownFlow]:
         """The connections of a service that are recorded, and who has each."""
         return known_flows(self._places, key)
@@ -186,6 +190,15 @@ class FastPath:
             raise
         if there is not None:
             self._forget(there)
+
+    def rename(self, key: Key, other: Key) -> None:
+        """Have a service with a table go on as another one, which is put next.
+
+        Its connections stay: to them it is a change of the table like others.
+        """
+        service = self._services.pop(key)
+        service.made_of = ()
+        self._services[other] = service
 
     def drop(self, key: Key) -> None:
         """Take a service out: its packets are IPVS's from now on."""

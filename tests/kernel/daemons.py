@@ -121,13 +121,18 @@ class Daemon:
                 env=environment,
             )
 
-    def start(self, *before: str, env: Mapping[str, str] | None = None) -> None:
+    def start(
+        self,
+        *before: str,
+        env: Mapping[str, str] | None = None,
+        seconds: float = _START_SECONDS,
+    ) -> None:
         """Start it and wait until it says that it is ready (see launch)."""
         self.launch(*before, env=env)
-        self.wait_ready()
+        self.wait_ready(seconds)
 
-    def wait_ready(self) -> None:
-        """Wait for READY=1 on the socket that NOTIFY_SOCKET names."""
+    def wait_ready(self, seconds: float = _START_SECONDS) -> None:
+        """Wait for READY=1 on the socket that NOTIFY_SOCKET names, at most so long."""
 
         def ready() -> bool:
             if self.running.poll() is not None:
@@ -135,7 +140,7 @@ class Daemon:
             return any("READY=1" in notice for notice in self.notices())
 
         try:
-            wait_for(ready, "the daemon is ready", timeout=_START_SECONDS)
+            wait_for(ready, "the daemon is ready", timeout=seconds)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.log()}") from error
 

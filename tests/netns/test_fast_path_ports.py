@@ -225,6 +225,38 @@ def test_leaving_and_coming_back_moves_no_connection(world: World) -> None:
     assert FastPath(world.programs).known_flows(key) == held
 
 
+def test_a_service_that_gets_more_ports_keeps_its_connections(world: World) -> None:
+    """To them it is a change of the table, in which the ports of the servers count."""
+    fast = FastPath(world.programs)
+    key, other = ServiceKey(Protocol.TCP, VIP, 104), MarkKey(MARK, 4)
+    servers = (RIP, OTHER)
+    fast.put(key, wanted(ports(104), mark=0, servers=servers))
+    clients = [f"198.51.100.{last}" for last in range(1, 60)]
+    frames = [ip4(segment("A", dport=104), src=client) for client in clients]
+    before = [goes(world, Engine.XDP, one) for one in frames]
+    new = wanted(ports(104, 2104), servers=servers)
+    for here, there, service in (
+        (key, other, new),
+        (other, key, wanted(ports(104), mark=0, servers=servers)),
+    ):
+        fast.rename(here, there)
+        fast.put(there, service)
+        assert fast.due is not None  # SYNs are recorded first
+        fast._services[there].due = 0.0  # noqa: SLF001  # its clock
+        fast.put(there, service)
+        assert [goes(world, Engine.XDP, one) for one in frames] == before
+        assert FastPath(world.programs).keys == {there}
+    assert {MAC, OTHER_MAC} == set(before)
+    fast.rename(key, other)
+    fast.put(other, new)
+    fast._services[other].due = 0.0  # noqa: SLF001  # its clock
+    fast.put(other, new)
+    begin = [goes(world, Engine.XDP, ip4(segment("S", dport=2104), src=one)) for one in clients]
+    again = [goes(world, Engine.XDP, ip4(segment("S", dport=104), src=one)) for one in clients]
+    assert begin == again  # new connections are one decision
+    assert begin != before
+
+
 def test_another_process_finds_all_of_it(world: World) -> None:
     fast = FastPath(world.programs)
     put: dict[Key, WantedService] = {
