@@ -222,7 +222,7 @@ def _beside_ipvs(question: Asked, keys: list[Key], said: Said, index: int | None
         return explain(replace(heard, absent="IPVS does not have the service"))
     notes: list[str] = []
     table = _table(question, found, said, index, notes)
-    entry, template = _entries(question)
+    entry, template = _entries(question, keys)
     beside = replace(heard, table=table, entry=entry, template=template, notes=tuple(notes))
     return explain(beside)
 
@@ -261,13 +261,14 @@ def _table(
     return by_table(question, servers, index)
 
 
-def _entries(question: Asked) -> tuple[Connection | None, Connection | None]:
+def _entries(question: Asked, keys: Iterable[Key]) -> tuple[Connection | None, Connection | None]:
     """IPVS's entry for the connection, and its persistence for the client."""
     virtual = question.virtual
     entry = template = None
     wanted = ipvs_connections.identity(
         virtual.protocol, question.client, question.client_port, virtual.address, question.port
     )
+    bound = {ipvs_connections.persistence_of(key) for key in keys}
     network = None
     if virtual.persistence is not None:
         prefix = virtual.persistence.granularity
@@ -278,7 +279,7 @@ def _entries(question: Asked) -> tuple[Connection | None, Connection | None]:
                 (entry,) = ipvs_connections.parse(line).connections
             elif network is not None:
                 for one in ipvs_connections.parse(line).templates:
-                    ours = one.virtual == virtual.address and one.protocol is virtual.protocol
+                    ours = (one.protocol, one.virtual, one.virtual_port) in bound
                     if ours and one.client == network:
                         template = one
     return entry, template

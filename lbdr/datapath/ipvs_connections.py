@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from lbdr.errors import KernelError
-from lbdr.model import Address, Protocol
+from lbdr.model import Address, Key, Protocol, ServiceKey
 
 # The thread's own: /proc/net is the main thread's, which may be in another namespace.
 _PATH = "/proc/thread-self/net/ip_vs_conn"
@@ -137,6 +137,19 @@ def identity(
     """What tells a connection from all others, as the table writes it; see `servers`."""
     text = f"{_text(client)} {client_port:04X} {_text(virtual)} {virtual_port:04X}"
     return f"{protocol.name} {text}".encode()
+
+
+def persistence_of(key: Key) -> tuple[Protocol | None, Address, int]:
+    """Protocol, virtual address and port of the templates of a service (ip_vs_sched_persist).
+
+    Args:
+        key: of the service; one that a mark tells has the mark where others have the VIP.
+    """
+    if isinstance(key, ServiceKey):
+        return key.protocol, key.address, key.port
+    mark = key.mark.to_bytes(4, "big")
+    address = mark if key.version == 4 else mark.ljust(16, b"\0")
+    return None, ipaddress.ip_address(address), 0
 
 
 def server(address: Address, port: int) -> bytes:

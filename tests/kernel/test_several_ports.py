@@ -14,13 +14,15 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 from netlab import INTERFACE, Lab
 
-from lbdr.control.protocol import ReloadRequest, WithdrawRequest
+from lbdr.control import client
+from lbdr.control.protocol import ExplainRequest, ReloadRequest, WithdrawRequest
 from lbdr.datapath.bpf_wire import Verdict, xdp_context
 from lbdr.datapath.ipvs import Ipvs
 from lbdr.datapath.xdp_layout import Capacity
 from lbdr.datapath.xdp_maps import DirectorMaps
 from lbdr.datapath.xdp_programs import DirectorPrograms
 from lbdr.errors import ConfigError, LbdrError
+from lbdr.explain import Explanation
 from lbdr.maglev import MaglevServer, MaglevTable
 from lbdr.model import Address, MarkKey, ObservedRealServer, Protocol
 from tests.kernel.daemons import LBDR, Daemon, soon
@@ -140,6 +142,17 @@ def test_status_and_ipvs_show_it(daemon: Daemon) -> None:
     assert f"-A -f {MARKS['KEPT']} -s wlc -p 300" in rules
     assert f"-a -f {MARKS['SIX']} -6 -r [fd77::22]:0 -g -w 1" in rules
     assert not daemon.status().foreign_services
+
+
+@pytest.mark.parametrize(("name", "vip"), [("KEPT", KEPT), ("HASHED", HASHED), ("SIX", SIX)])
+def test_explain_tells_who_gets_a_client(lab: Lab, daemon: Daemon, name: str, vip: str) -> None:
+    """By the template of the mark, and by the mark's table, on whatever port."""
+    for source, who in list(owners(lab, vip).items())[:4]:
+        request = ExplainRequest(virtual_service=name, client=source, client_port=999, port=4002)
+        answer = client.ask(daemon.paths, request, timeout=_COMPILING).result
+        found = Explanation.model_validate(answer)
+        assert found.server == (who.replace("web", "six") if ":" in vip else who)
+        assert ("persistence" in found.why) == (name == "KEPT")
 
 
 @pytest.fixture
@@ -285,13 +298,16 @@ def test_a_service_that_gets_a_second_port(lab: Lab, daemon: Daemon) -> None:
     """Its open connections stay, by learning and by mh, while new ones are one decision."""
     quickly = {"tcp_fin": "1s"}
     one_port = {"KEPT": {"ports": [104]}, "HASHED": {"ports": [104]}}
+    mark = daemon.mark()
     reload(daemon, one_port, timeouts=quickly)
     one = f"-A -t {KEPT}:104 -s wlc -p 300"
 
     def rules() -> list[str]:
         return [line.strip() for line in daemon.ipvs()]
 
-    soon(lambda: one in rules(), "one port")
+    flipped = partial(daemon.lines, f"table of tcp {HASHED}:104", since=mark)
+    soon(flipped, "the flip to one port", _FOLLOWED)
+    assert one in rules()
     soon(lambda: len(forwarded(daemon)) == len(SERVICES), "it is followed", _FOLLOWED)
     with (
         Connections(lab, KEPT, 104, len(CLIENTS), CLIENTS) as kept,

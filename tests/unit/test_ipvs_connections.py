@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from lbdr.datapath import ipvs_connections
-from lbdr.datapath.ipvs_connections import Connection, ConnectionTable, identity, parse, servers
+from lbdr.datapath.ipvs_connections import (
+    Connection,
+    ConnectionTable,
+    identity,
+    parse,
+    persistence_of,
+    servers,
+)
 from lbdr.errors import KernelError
-from lbdr.model import Protocol
+from lbdr.model import MarkKey, Protocol, ServiceKey
 
 HEADER = b"""\
 Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData
@@ -135,3 +142,12 @@ def test_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(large)
     assert ipvs_connections.read() == large
     assert parse(large).connections == (TCP_CONNECTION,) * 30_000
+
+
+def test_what_the_templates_of_a_service_have() -> None:
+    """One that a mark tells is found by the mark, where others have the VIP."""
+    (mark,) = parse(MARK).templates
+    assert persistence_of(MarkKey(7, 4)) == (mark.protocol, mark.virtual, mark.virtual_port)
+    assert persistence_of(MarkKey(7, 6)) == (None, ip_address("0:7::"), 0)
+    key = ServiceKey(Protocol.TCP, ip_address("10.0.0.50"), 0)
+    assert persistence_of(key) == (Protocol.TCP, key.address, 0)
