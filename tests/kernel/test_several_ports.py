@@ -71,7 +71,15 @@ def daemon(lab: Lab) -> Iterator[Daemon]:
         running.configure(services({}), fastpath="auto")
         running.start(seconds=_COMPILING)
         soon(lambda: forwards(running), "it forwards", _FOLLOWED)
+        for vip in (KEPT, SIX):  # neighbours are found late on a busy machine
+            soon(partial(is_there, lab, vip), f"{vip} answers", _FOLLOWED)
         yield running
+
+
+def is_there(lab: Lab, vip: str) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(owner(lab, (CLIENTS6 if ":" in vip else CLIENTS)[0], vip, 104))
+    return False
 
 
 def reload(
