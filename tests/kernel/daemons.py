@@ -52,6 +52,7 @@ def configuration(services: Mapping[str, Any], **director: Any) -> str:
             "web3": {"address": "10.77.0.23"},
             "six1": {"address": "fd77::21"},
             "six2": {"address": "fd77::22"},
+            "six3": {"address": "fd77::23"},
         },
         "virtual_services": dict(services),
     }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import resource
 import selectors
 import socket
+import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +15,7 @@ from typing import Self
 
 from netlab import Lab
 
+_FILES = 16384
 _WORD = 8  # bytes of a question and of an answer
 
 
@@ -20,6 +24,7 @@ def answering(lab: Lab, hosts: Sequence[str], *vips: str, ports: Sequence[int]) 
     """Hosts hold VIPs, answer no ARP for them, and answer each word of a client by their name."""
     ended = threading.Event()
     threads = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, _FILES))  # both ends are this process's
     with contextlib.ExitStack() as stack:
         for host in hosts:
             lab.sysctl(host, "net.ipv4.conf.all.arp_ignore", "1")
@@ -83,25 +88,31 @@ class Connections:
         vip: where to.
         port: where to.
         count: how many.
-        sources: the client's addresses, in turns; none lets the kernel choose.
+        sources: the client's addresses, which take turns; its own one where there are none.
     """
 
     def __init__(
         self, lab: Lab, vip: str, port: int, count: int, sources: Sequence[str] = ()
     ) -> None:
+        self._lab = lab
+        self._to = (vip, port)
         self._open: list[socket.socket] = []
         self.owners: list[str] = []
-        family = socket.AF_INET6 if ":" in vip else socket.AF_INET
+        froms = itertools.cycle(sources or [""])
         with lab.entered("client"):
-            for number in range(count):
-                connection = socket.socket(family, socket.SOCK_STREAM)
-                connection.settimeout(10)
-                if sources:
-                    connection.bind((sources[number % len(sources)], 0))
-                self._open.append(connection)
+            self._open += [self._socket((next(froms), 0)) for _ in range(count)]
         for connection in self._open:
-            connection.connect((vip, port))
-        self.owners = [self._ask(connection) for connection in self._open]
+            connection.connect(self._to)
+        self.owners = self._ask(self._open)
+
+    def _socket(self, source: tuple[str, int]) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._to[0] else socket.AF_INET
+        made = socket.socket(family, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.settimeout(10)
+        if any(source):
+            made.bind(source)
+        return made
 
     def __enter__(self) -> Self:
         return self
@@ -111,23 +122,35 @@ class Connections:
             connection.close()
 
     @property
-    def clients(self) -> list[tuple[str, int]]:
-        """The client's address and port of each."""
-        return [connection.getsockname()[:2] for connection in self._open]
-
-    @property
     def by_server(self) -> Counter[str]:
         """How many each server has."""
         return Counter(self.owners)
 
+    @property
+    def names(self) -> set[tuple[str, int, int]]:
+        """The client's address and port of each, and the virtual service's port."""
+        return {(*connection.getsockname()[:2], self._to[1]) for connection in self._open}
+
     def wrong(self) -> list[str]:
         """What became of connections that broke or changed server, a line each."""
-        answers = [self._ask(connection) for connection in self._open]
+        answers = self._ask(self._open)
         return [
             f"{place}: {owner}, now {answer}"
             for place, (owner, answer) in enumerate(zip(self.owners, answers, strict=True))
             if answer != owner
         ]
+
+    def use_again(self, count: int) -> None:
+        """End the first ones by a reset, and open others from the same addresses and ports."""
+        reset = struct.pack("ii", 1, 0)
+        with self._lab.entered("client"):
+            for place, connection in enumerate(self._open[:count]):
+                source = connection.getsockname()[:2]
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                connection.close()
+                self._open[place] = self._socket(source)
+                self._open[place].connect(self._to)
+        self.owners[:count] = self._ask(self._open[:count])
 
     def drop(self, server: str) -> None:
         """Close and forget the connections of a server."""
@@ -141,12 +164,19 @@ class Connections:
         self.owners = [owner for owner in self.owners if owner != server]
 
     @staticmethod
-    def _ask(connection: socket.socket) -> str:
-        try:
-            connection.sendall(b"who are?")
-            return connection.recv(_WORD, socket.MSG_WAITALL).decode().strip() or "ended"
-        except OSError as error:
-            return type(error).__name__
+    def _ask(connections: Sequence[socket.socket]) -> list[str]:
+        """What each answers; all are asked before the first answer is waited for."""
+        answers = []
+        for connection in connections:
+            with contextlib.suppress(OSError):  # said again where the answer is read
+                connection.sendall(b"who are?")
+        for connection in connections:
+            try:
+                word = connection.recv(_WORD, socket.MSG_WAITALL)
+                answers.append(word.decode().strip() or "ended")
+            except OSError as error:
+                answers.append(type(error).__name__)
+        return answers
 
 
 @contextlib.contextmanager

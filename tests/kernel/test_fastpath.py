@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from netlab import HOSTS, INTERFACE, Lab
@@ -20,12 +22,16 @@ from lbdr.datapath.ipvs_connections import Connection
 from lbdr.datapath.xdp_maps import DirectorMaps
 from lbdr.status import VirtualServiceStatus
 from tests.bpf_programs import returns
-from tests.kernel.daemons import LBDR, VIP, WEB, Daemon, soon
+from tests.kernel.daemons import LBDR, VIP, VIP6, WEB, Daemon, soon
 from tests.kernel.open_connections import Connections, answering, talking
 
 SERVERS = ["web1", "web2", "web3"]
 HASHED = {**WEB, "scheduler": "mh", "scheduler_flags": ["mh-port"]}
 LEAST = {**WEB, "ports": [8080], "scheduler": "wlc"}
+STICKY = {**LEAST, "ports": [8081], "persistence": "1m"}
+PORTS = [80, 8080, 8081]
+CLIENTS = ["10.77.0.101", "10.77.0.102", "10.77.0.103", "10.77.0.104"]
+CLIENTS6 = ["fd77::101", "fd77::102", "fd77::103", "fd77::104"]
 _COMPILING = 60.0  # seconds in a guest
 _FOLLOWED = 10.0
 
@@ -47,8 +53,13 @@ def lab() -> Iterator[Lab]:
     with (
         Lab({**HOSTS, "web3": 23}) as built,
         passing(built),
-        answering(built, SERVERS, VIP, ports=[80, 8080]),
+        answering(built, SERVERS, VIP, VIP6, ports=PORTS),
     ):
+        built.ip(
+            "client",
+            *(f"address add {one}/24 dev {INTERFACE}" for one in CLIENTS),
+            *(f"address add {one}/64 dev {INTERFACE} nodad" for one in CLIENTS6),
+        )
         # what XDP sends has no checksum that somebody else would still fill in
         built.run("client", ["ethtool", "-K", INTERFACE, "tx", "off"])
         yield built
@@ -57,10 +68,31 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def daemon(lab: Lab) -> Iterator[Daemon]:
     with Daemon(lab) as running:
-        running.configure({"WEB": HASHED, "LEAST": LEAST}, fastpath="auto")
+        configure(running)
         running.start()
         soon(lambda: forwards(running), "it forwards", _COMPILING)
         yield running
+
+
+def services(real_servers: Sequence[Any]) -> dict[str, Any]:
+    """One of each kind and IP version, with these real servers."""
+    found = {}
+    for name, one in (("WEB", HASHED), ("LEAST", LEAST), ("STICKY", STICKY)):
+        found[name] = {**one, "real_servers": real_servers}
+        six = [_of_version_6(server) for server in real_servers]
+        found[f"{name}6"] = {**one, "address": VIP6, "real_servers": six}
+    return found
+
+
+def _of_version_6(server: Any) -> Any:
+    if isinstance(server, str):
+        return server.replace("web", "six")
+    return {**server, "server": _of_version_6(server["server"])}
+
+
+def configure(daemon: Daemon, real_servers: Sequence[Any] = ("web1", "web2")) -> None:
+    """Write a file in which all services have these real servers."""
+    daemon.configure(services(list(real_servers)), fastpath="auto")
 
 
 def forwards(daemon: Daemon) -> bool:
@@ -97,33 +129,60 @@ def link_pin(lab: Lab, daemon: Daemon) -> Path:
     return pin
 
 
-def test_connections_of_mh_go_without_ipvs(lab: Lab, daemon: Daemon) -> None:
-    before = packets(daemon, "WEB")
-    with Connections(lab, VIP, 80, 40) as open_:
+VERSIONS = pytest.mark.parametrize(("vip", "suffix"), [(VIP, ""), (VIP6, "6")], ids=["v4", "v6"])
+
+
+@VERSIONS
+def test_connections_of_mh_go_without_ipvs(lab: Lab, daemon: Daemon, vip: str, suffix: str) -> None:
+    before = packets(daemon, f"WEB{suffix}")
+    with Connections(lab, vip, 80, 40) as open_:
         assert set(open_.by_server) == {"web1", "web2"}
         assert not open_.wrong()
-    assert packets(daemon, "WEB") - before >= 40 * 6
+    assert packets(daemon, f"WEB{suffix}") - before >= 40 * 6
     assert not remembered(lab, 80)
 
 
-def test_flows_of_other_schedulers_are_learned(lab: Lab, daemon: Daemon) -> None:
-    before = packets(daemon, "LEAST")
-    with Connections(lab, VIP, 8080, 40) as open_:
+@VERSIONS
+def test_flows_of_other_schedulers_are_learned(
+    lab: Lab, daemon: Daemon, vip: str, suffix: str
+) -> None:
+    before = packets(daemon, f"LEAST{suffix}")
+    with Connections(lab, vip, 8080, 40) as open_:
         assert open_.by_server == {"web1": 20, "web2": 20}
-        assert len(remembered(lab, 8080)) == 40
+        virtual = ip_address(vip)
+        assert sum(one.virtual == virtual for one in remembered(lab, 8080)) == 40
         for _ in range(3):
             assert not open_.wrong()
-    assert packets(daemon, "LEAST") - before >= 40 * 4
+    assert packets(daemon, f"LEAST{suffix}") - before >= 40 * 4
+
+
+@VERSIONS
+def test_a_clients_flows_are_learned_from_its_first_ones_server(
+    lab: Lab, daemon: Daemon, vip: str, suffix: str
+) -> None:
+    before = packets(daemon, f"STICKY{suffix}")
+    clients = CLIENTS6 if suffix else CLIENTS
+    with Connections(lab, vip, 8081, 40, clients) as open_:
+        assert set(open_.by_server) == {"web1", "web2"}
+        for place in range(len(clients)):
+            assert len(set(open_.owners[place :: len(clients)])) == 1
+        for _ in range(3):
+            assert not open_.wrong()
+    assert packets(daemon, f"STICKY{suffix}") - before >= 40 * 4
 
 
 @pytest.fixture
 def open_connections(lab: Lab, daemon: Daemon) -> Iterator[list[Connections]]:
-    """100 of each service; whatever a test does, none of them breaks or changes server."""
+    """200 of each IP version; whatever a test does, none of them breaks or changes server."""
     assert forwards(daemon)
-    with Connections(lab, VIP, 80, 100) as hashed, Connections(lab, VIP, 8080, 100) as least:
-        yield [hashed, least]
-        assert not hashed.wrong()
-        assert not least.wrong()
+    with contextlib.ExitStack() as stack:
+        opened = [
+            stack.enter_context(Connections(lab, vip, port, count, clients))
+            for vip, clients in ((VIP, CLIENTS), (VIP6, CLIENTS6))
+            for port, count in ((80, 80), (8080, 80), (8081, 40))
+        ]
+        yield opened
+        assert not wrong(opened)
 
 
 def wrong(open_: list[Connections]) -> list[str]:
@@ -163,15 +222,11 @@ def test_apply_is_followed_where_no_daemon_runs(
 ) -> None:
     """What a daemon left attached would else go on by an IPVS that is no more."""
     daemon.kill()
-    services = {"WEB": HASHED, "LEAST": LEAST}
     for servers in (["web1", "web2", "web3"], WEB["real_servers"]):
-        daemon.configure(
-            {name: {**one, "real_servers": servers} for name, one in services.items()},
-            fastpath="auto",
-        )
+        configure(daemon, servers)
         lab.run("director", [str(LBDR), "apply", *daemon.places])
         with DirectorMaps.open(link_pin(lab, daemon).parent) as maps:
-            assert len(list(maps["places"].items())) == 2 * len(servers)
+            assert len(list(maps["places"].items())) == len(services(servers)) * len(servers)
         assert not wrong(open_connections)
     daemon.start()
     soon(lambda: forwards(daemon), "adopted", _FOLLOWED)
@@ -183,13 +238,13 @@ def test_a_person_sees_what_forwards(lab: Lab, daemon: Daemon) -> None:
     assert f"fast path: {INTERFACE} (native)" in shown.splitlines()
     off = lab.run("director", [str(LBDR), "fastpath", "off", "LEAST", *daemon.places]).stdout
     assert off.splitlines() == [
-        "forwarded by XDP or tc: WEB",
+        "forwarded by XDP or tc: LEAST6, STICKY, STICKY6, WEB, WEB6",
         "by IPVS alone: LEAST: left to IPVS by `lbdr fastpath off`",
     ]
     shown = lab.run("director", [str(LBDR), "status", *daemon.places]).stdout
     assert "LEAST by IPVS alone: left to IPVS by `lbdr fastpath off`" in shown.splitlines()
     on = lab.run("director", [str(LBDR), "fastpath", "on", *daemon.places]).stdout
-    assert on.splitlines() == ["forwarded by XDP or tc: LEAST, WEB"]
+    assert on.splitlines() == ["forwarded by XDP or tc: LEAST, LEAST6, STICKY, STICKY6, WEB, WEB6"]
 
 
 def test_programs_of_another_version_are_exchanged_in_place(
@@ -214,16 +269,17 @@ def test_servers_that_come_drain_and_go(
     trio = [*WEB["real_servers"], "web3"]
     drained = [{"server": "web1", "weight": 0}, "web2", "web3"]
     for servers in (trio, drained, trio, [*WEB["real_servers"]]):
-        services = {"WEB": HASHED, "LEAST": LEAST}
-        daemon.configure(
-            {name: {**one, "real_servers": servers} for name, one in services.items()},
-            fastpath="auto",
-        )
+        configure(daemon, servers)
         mark = daemon.mark()
         daemon.ask(ReloadRequest())
         assert not wrong(open_connections)
-        soon(partial(daemon.lines, "table of", ":80 ", since=mark), "the flip", _FOLLOWED)
+        soon(partial(flipped, daemon, mark), "the flip", _FOLLOWED)
         assert not wrong(open_connections)
+
+
+def flipped(daemon: Daemon, mark: int) -> bool:
+    """Whether the tables of both IP versions changed."""
+    return len(daemon.lines("table of", ":80 ", since=mark)) == 2
 
 
 def switch(daemon: Daemon, *, on: bool, service: str | None = None) -> FastPathResult:
@@ -236,25 +292,25 @@ def test_the_fast_path_is_switched_off_and_on(
     lab: Lab, daemon: Daemon, open_connections: list[Connections], name: str | None
 ) -> None:
     """IPVS is given what it would place elsewhere, and gives it back."""
-    more = {**HASHED, "real_servers": SERVERS}
-    daemon.configure({"WEB": more, "LEAST": LEAST}, fastpath="auto")
+    configure(daemon, SERVERS)
     mark = daemon.mark()
     daemon.ask(ReloadRequest())
-    soon(partial(daemon.lines, "table of", ":80 ", since=mark), "the flip", _FOLLOWED)
-    with Connections(lab, VIP, 80, 60) as later:
-        assert set(later.by_server) == set(SERVERS)
-        with talking([*open_connections, later]):
+    soon(partial(flipped, daemon, mark), "the flip", _FOLLOWED)
+    with Connections(lab, VIP, 80, 60) as later, Connections(lab, VIP6, 80, 60) as later6:
+        assert set(later.by_server) == set(later6.by_server) == set(SERVERS)
+        open_ = [*open_connections, later, later6]
+        with talking(open_):
             off = switch(daemon, on=False, service=name)
         assert off.handed_over > 0
         assert "WEB" not in off.forwards
         forwarded = packets(daemon, "WEB")
-        assert not wrong([*open_connections, later])
+        assert not wrong(open_)
         assert packets(daemon, "WEB") == forwarded
         assert len(remembered(lab, 80)) >= 60
         assert "WEB" in switch(daemon, on=True, service=name).forwards
-        assert not wrong([*open_connections, later])
+        assert not wrong(open_)
         assert packets(daemon, "WEB") > forwarded
-    daemon.configure({"WEB": HASHED, "LEAST": LEAST}, fastpath="auto")
+    configure(daemon)
     daemon.ask(ReloadRequest())
 
 
@@ -262,22 +318,16 @@ def test_a_server_that_fails_takes_only_its_own(
     daemon: Daemon, open_connections: list[Connections]
 ) -> None:
     """Its connections end at once, and those of the others go on."""
-    daemon.configure(
-        {
-            name: {**one, "real_servers": ["web2"]}
-            for name, one in (("WEB", HASHED), ("LEAST", LEAST))
-        },
-        fastpath="auto",
-    )
+    configure(daemon, ["web2"])
     mark = daemon.mark()
     daemon.ask(ReloadRequest())
-    soon(partial(daemon.lines, "table of", ":80 ", since=mark), "the flip", 1.0)
+    soon(partial(flipped, daemon, mark), "the flip", 1.0)
     for each in open_connections:
         broken = each.wrong()
         assert len(broken) == each.by_server["web1"]
         assert all("web1" in line for line in broken)
         each.drop("web1")
-    daemon.configure({"WEB": HASHED, "LEAST": LEAST}, fastpath="auto")
+    configure(daemon)
     daemon.ask(ReloadRequest())
 
 
