@@ -122,6 +122,11 @@ class Connections:
             connection.close()
 
     @property
+    def clients(self) -> list[tuple[str, int]]:
+        """The client's address and port of each."""
+        return [connection.getsockname()[:2] for connection in self._open]
+
+    @property
     def by_server(self) -> Counter[str]:
         """How many each server has."""
         return Counter(self.owners)
