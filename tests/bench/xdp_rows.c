@@ -27,7 +27,19 @@ static inline __attribute__((always_inline)) int behind(struct __sk_buff *ctx);
 
 static __always_inline int behind(context *ctx)
 {
-#if BEHIND == BEHIND_SWAP
+#if BEHIND == BEHIND_SWAP && defined(STRICT_ALIGNMENT)
+	u16 *mac = start_of(ctx), half;
+	int i;
+
+	if ((void *)(mac + 6) > end_of(ctx))
+		return VERDICT_DROP;
+	for (i = 0; i < 3; i++) {
+		half = mac[i];
+		mac[i] = mac[i + 3];
+		mac[i + 3] = half;
+	}
+	return XDP_TX;
+#elif BEHIND == BEHIND_SWAP
 	u32 *word = start_of(ctx), upper;
 	u16 *half = start_of(ctx), lower;
 
@@ -68,7 +80,12 @@ static __always_inline void restore(context *ctx)
 
 	if ((void *)(counter + 1) > end_of(ctx))
 		return;
+#ifdef STRICT_ALIGNMENT
+	*(u16 *)start = OWN_UPPER;
+	*(u16 *)(start + 2) = 0;
+#else
 	*(u32 *)start = OWN_UPPER;
+#endif
 	*(u16 *)(start + 4) = OWN_LOWER;
 #if V6
 	ip6->hop_limit = HOPS;

@@ -82,7 +82,7 @@ def test_downloads_do_not_stall(
     routed: Lab, world: World, engine: str, vip: str, version: int
 ) -> None:
     """The router's error about a server's packet reaches that very server through the VIP."""
-    path_mtu.forget(routed)
+    path_mtu.forget(routed, version)
     seen = set()
     for _ in range(40):
         moved = path_mtu.download(routed, vip)
@@ -102,7 +102,7 @@ def test_downloads_do_not_stall(
 def test_uploads_do_not_stall(
     routed: Lab, world: World, engine: str, vip: str, version: int
 ) -> None:
-    path_mtu.forget(routed)
+    path_mtu.forget(routed, version)
     for _ in range(3):
         moved = path_mtu.upload(routed, vip)
         assert moved.octets == SIZE
@@ -117,7 +117,7 @@ def test_uploads_do_not_stall(
 @pytest.mark.usefixtures("engine")
 def test_a_download_stalls_without_the_error(routed: Lab, vip: str, version: int) -> None:
     """What the other tests hold can fail: here the router's own packets to the VIP get lost."""
-    path_mtu.forget(routed)
+    path_mtu.forget(routed, version)
     with path_mtu.lost_errors(routed, vip), pytest.raises(TimeoutError):
         path_mtu.download(routed, vip)
     assert not any(path_mtu.known_mtu(routed, server, version) for server in SERVERS)
