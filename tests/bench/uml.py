@@ -2,8 +2,8 @@
 
 The kernel's own live frames come over a veth pair, and go back over it to where they are counted
 and dropped. What the sender costs, a director that drops all of them tells: that is taken off.
-The guest's BPF is interpreted, and IPVS is machine code: on real kernels the fast path is faster
-than here by what a JIT gains, and IPVS is not.
+User-mode-linux interprets BPF, while IPVS is machine code there. In QEMU, Debian's own kernel has
+both as machine code, and all of it is emulated alike.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.fastpath import OWN, World, fast_path, slot
 HOSTS = {"client": 100, "director": 1}
 PAIR = "pair"
 RIP, SERVER_MAC = "192.0.2.21", "02:00:00:00:01:00"
-PACKETS = 20_000
+PACKETS = 5_000
 ROUNDS = 15
 _SLOTS = 4093
 _PATIENCE = 60.0
@@ -74,15 +74,19 @@ class Uml:
                 for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
                     found[name].append(self._cost(name))
         sender = found.pop("sender")
-        yield Row("UML, sender alone", statistics.median(sender), "ns")
+        yield Row("sender alone", statistics.median(sender), "ns")
         net = {
             name: [a - b for a, b in zip(costs, sender, strict=True)]
             for name, costs in found.items()
         }
         for name, limit in (("IPVS", None), ("MAC swap", None), ("fast path", 1 / 3)):
             ratio = statistics.median(a / b for a, b in zip(net[name], net["IPVS"], strict=True))
-            row = f"UML, {name}, CPU per packet, to IPVS"
+            row = f"{name}, CPU per packet, to IPVS"
             yield Row(row, statistics.median(net[name]), "ns", ratio, limit and round(limit, 3))
+        gross = zip(found["fast path"], found["IPVS"], strict=True)
+        ratio = statistics.median(a / b for a, b in gross)
+        row = "fast path, the sender included, to IPVS so"
+        yield Row(row, statistics.median(found["fast path"]), "ns", ratio)
 
     def _build(self) -> None:
         lab, director = self._lab, self._lab["director"].namespace
