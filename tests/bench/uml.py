@@ -47,6 +47,7 @@ PACKETS = 5_000
 ROUNDS = 15
 _SLOTS = 4093
 _PATIENCE = 60.0
+_CHUNK = 200  # a veth has room for 256 (VETH_RING_SIZE)
 
 
 class Uml:
@@ -147,21 +148,23 @@ class Uml:
         return self._stack.enter_context(link)
 
     def _cost(self, name: str) -> float:
-        """What a packet costs in ns: nothing else runs, so it is the time.
+        """What a packet costs in ns.
 
         Raises:
             RuntimeError: not all were forwarded, or by another.
         """
         self._link.update(self._modes[name])
+        packet = frame(segment(MH))
         expected = 0 if name == "sender" else PACKETS
         before, served = self._counted(), self._world.served(0)[0]
         with self._lab.entered("client"):
-            begin = time.perf_counter_ns()
-            send_live(self._generate, frame(segment(MH)), self._generator, PACKETS)
-            while self._counted() - before < expected:
-                if time.perf_counter_ns() - begin > _PATIENCE * 1e9:
-                    break
-            taken = time.perf_counter_ns() - begin
+            begin, spent = time.perf_counter_ns(), _spent()
+            for chunk in range(1, PACKETS // _CHUNK + 1):
+                send_live(self._generate, packet, self._generator, _CHUNK)
+                while self._counted() - before < min(chunk * _CHUNK, expected):
+                    if time.perf_counter_ns() - begin > _PATIENCE * 1e9:
+                        break
+            taken = _spent() - spent
         if (came := self._counted() - before) != expected:
             raise RuntimeError(f"{name}: {came} of {PACKETS} packets came back, not {expected}")
         if self._world.served(0)[0] - served != PACKETS * (name == "fast path"):
@@ -171,6 +174,18 @@ class Uml:
     def _counted(self) -> int:
         (count,) = self._sink.totals(self._sink.lookup(bytes(4)) or b"")
         return count
+
+
+def _spent() -> int:
+    """CPU time in ns, softirqs too; in UML, whose scheduler counts ticks, time: nothing waits."""
+    if "User Mode" in Path("/proc/cpuinfo").read_text():
+        return time.perf_counter_ns()
+    softirq = next(
+        one.parent
+        for one in Path("/proc").glob("[0-9]*/comm")
+        if one.read_text().startswith("ksoftirqd/0")
+    )
+    return time.thread_time_ns() + int((softirq / "schedstat").read_text().split()[0])
 
 
 def main() -> int:
