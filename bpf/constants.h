@@ -36,6 +36,7 @@
 #define SERVICE_ALONE 0x0008ULL    /* no IPVS here: what cannot be forwarded is dropped */
 #define SERVICE_SETTLING 0x0010ULL /* what still falls to an old server is recorded */
 #define SERVICE_PORTS 0x0020ULL    /* it has several ports */
+#define SERVICE_GUARDED 0x0040ULL  /* alone, and this host is none of its servers */
 
 /* The flags of a server, beside its MAC. */
 #define SERVER_ALIVE 0x0001

@@ -6,6 +6,7 @@
 #include "parse.h"
 #include "ports.h"
 
+#define PACKET_HOST 0    /* include/uapi/linux/if_packet.h: the frame has the device's own MAC */
 #define FTP_DATA_PORT 20 /* IPVS leaves what comes from it alone (ip_vs_schedule) */
 
 static __always_inline u32 find_range(struct port_ranges *ranges, u32 port)
@@ -84,6 +85,22 @@ static __always_inline u32 not_ours(context *ctx, struct packet *p, struct servi
 	if (p->odd & ODD_MARTIAN)
 		return REASON_MARTIAN;
 	return decision >> 32 & SERVICE_ACTIVE ? 0 : REASON_INACTIVE;
+}
+
+/*
+ * Whether the local stack would take a frame that came another way than the VIP's, and answer it
+ * with a reset: without IPVS nobody else has it.
+ */
+static __always_inline int is_guarded(context *ctx, u64 decision, u32 reason)
+{
+#ifdef DIRECTOR_TC
+	u64 wanted = SERVICE_ACTIVE | SERVICE_GUARDED;
+
+	return (decision >> 32 & wanted) == wanted && ctx->pkt_type == PACKET_HOST &&
+	       (reason == REASON_OTHER_HOST || reason == REASON_OTHER_VLAN);
+#else
+	return 0;
+#endif
 }
 
 /* Why a packet of a service cannot go the fast way, or 0. */

@@ -45,6 +45,8 @@ int lbdr_director(context *ctx)
 		return VERDICT_PASS;
 	decision = *(volatile u64 *)&service->decision;
 	reason = not_ours(ctx, p, service, decision);
+	if (is_guarded(ctx, decision, reason))
+		return pass(ctx, p, decision, reason);
 	if (reason && reason != REASON_INACTIVE)
 		return pass_up(p, reason);
 	p->mark = service->mark;

@@ -54,6 +54,7 @@ class ServiceFlag(IntFlag):
     ALONE = 8
     SETTLING = 16
     PORTS = 32
+    GUARDED = 64
 
 
 class ServerFlag(IntFlag):
@@ -90,6 +91,19 @@ class Reason(IntEnum):
     TAGS = 19
     RECORD = 20
 
+
+PASSED_UP = frozenset(
+    {
+        Reason.INACTIVE,
+        Reason.OTHER_HOST,
+        Reason.OTHER_VLAN,
+        Reason.MARTIAN,
+        Reason.PEER,
+        Reason.LOCAL,
+        Reason.FRAGMENT,
+    }
+)
+"""Without IPVS, XDP drops what it does not forward, but for these, which tc ingress sees again."""
 
 REASONS_OF_TC = 32
 """Counted by tc ingress from here on, since XDP may have counted the same packet."""
