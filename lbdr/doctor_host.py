@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from lbdr.alone import needs
 from lbdr.doctor_facts import Finding, FirewallChain, HostFacts, Ipvs, Level
 from lbdr.marks import needing
 from lbdr.model import Configuration, Forwarding
@@ -14,7 +15,7 @@ _MIN_MEMLOCK = 64 << 20
 
 def _ipvs(facts: HostFacts, configuration: Configuration) -> Iterator[Finding]:
     direct = [each for each in configuration.virtual_services if each.forwarding is Forwarding.DR]
-    others = [each.name for each in direct if each.scheduler != "mh" or each.persistence]
+    others = [each.name for each in direct if any(needs(each))]
     if facts.ipvs is Ipvs.LOADED:
         yield Finding(Level.OK, "ipvs", "loaded")
     elif facts.ipvs is Ipvs.LOADABLE:
@@ -34,7 +35,7 @@ def _ipvs(facts: HostFacts, configuration: Configuration) -> Iterator[Finding]:
             "this kernel has none",
             f"it decides for {', '.join(others)}"
             if others
-            else "`mh` services run on the fast path alone: what it cannot forward is dropped",
+            else "`mh` services run on XDP or tc alone: what it cannot forward is dropped",
             "run a kernel with CONFIG_IP_VS (Debian's linux-image-amd64 has it)",
         )
         return

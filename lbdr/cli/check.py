@@ -13,6 +13,7 @@ from lbdr.cli.common import file_argument, json_option, reports_errors
 from lbdr.config.document import json_schema, reference
 from lbdr.config.host import host_problems
 from lbdr.config.load import Loaded, load
+from lbdr.doctor_facts import Ipvs
 from lbdr.errors import ConfigError, Problem
 from lbdr.paths import CONFIG
 
@@ -27,6 +28,13 @@ def observe_network() -> HostNetwork:
     return observe()
 
 
+def has_ipvs() -> bool:
+    """Whether this machine's kernel has IPVS, or may have."""
+    from lbdr.datapath.host_facts import ipvs_here  # noqa: PLC0415
+
+    return ipvs_here() is not Ipvs.ABSENT
+
+
 @click.command()
 @file_argument
 @click.option(
@@ -37,7 +45,9 @@ def observe_network() -> HostNetwork:
     show_default=True,
     help="The configuration file, where no FILE is named.",
 )
-@click.option("--host", is_flag=True, help="Check too what depends on this machine's interfaces.")
+@click.option(
+    "--host", is_flag=True, help="Check too what depends on this machine: interfaces, IPVS."
+)
 @json_option
 @reports_errors
 def check(file: Path | None, config: str, host: bool, as_json: bool) -> None:
@@ -60,7 +70,7 @@ def check(file: Path | None, config: str, host: bool, as_json: bool) -> None:
     except ConfigError as error:
         problems = error.problems
     if loaded is not None and host:
-        problems = host_problems(loaded, observe_network())
+        problems = host_problems(loaded, observe_network(), ipvs=has_ipvs())
     services = len(loaded.configuration.virtual_services) if loaded is not None else 0
     servers = len(loaded.real_servers) if loaded is not None else 0
     if as_json:

@@ -15,7 +15,7 @@ from lbdr.config.host import host_problems
 from lbdr.config.load import load
 from lbdr.desired import expand
 from lbdr.doctor import counts, examine, uses
-from lbdr.doctor_facts import Finding, HostFacts, Level
+from lbdr.doctor_facts import Finding, HostFacts, Ipvs, Level
 from lbdr.errors import EXIT_NO
 from lbdr.model import Role
 from lbdr.paths import CONFIG
@@ -87,7 +87,8 @@ def _examine(loaded: Loaded) -> tuple[Sequence[Finding], HostFacts]:
     configuration = loaded.configuration
     wanted = expand(configuration, network, role=Role.STANDBY).sysctls
     facts = gather(uses(configuration, loaded.real_servers, network), wanted)
-    return examine(facts, configuration, host_problems(loaded, network)), facts
+    problems = host_problems(loaded, network, ipvs=facts.ipvs is not Ipvs.ABSENT)
+    return examine(facts, configuration, problems), facts
 
 
 def _count(entry: tuple[Level, int]) -> str:

@@ -133,6 +133,9 @@ On this machine (`lbdr check --host`):
   persistence bound are bound anew. Where a service with several ports gets down to one, its
   connections end, unless mh decides. Ports that are added to several, or taken from them, disturb
   none.
+- Where the kernel has no IPVS, XDP or tc forwards alone: every service is of scheduler mh, for tcp
+  or udp, without persistence, `one_packet`, thresholds and `fastpath: off`; the director has
+  neither `timeouts` nor `fastpath: off`.
 """
 
 

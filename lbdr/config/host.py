@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterator
 
 from lbdr.config.load import Loaded
+from lbdr.config.without_ipvs import needs_ipvs
 from lbdr.errors import Problem
 from lbdr.model import Address, Forwarding, HostNetwork, Interface, VirtualService
 
@@ -13,14 +14,15 @@ _NO_MACS = ("", "00:00:00:00:00:00")  # of a tunnel, and of lo
 _SHOWN = 8  # subnets named in a message
 
 
-def host_problems(loaded: Loaded, network: HostNetwork) -> list[Problem]:
+def host_problems(loaded: Loaded, network: HostNetwork, *, ipvs: bool = True) -> list[Problem]:
     """Everything that keeps a valid configuration from running on a machine.
 
     Args:
         loaded: the configuration.
         network: the machine's interfaces and addresses.
+        ipvs: whether its kernel has IPVS.
     """
-    found: list[Problem] = []
+    found: list[Problem] = [] if ipvs else needs_ipvs(loaded)
     served: set[str] = set()
     vips: set[Address] = set()
     for service in loaded.configuration.virtual_services:

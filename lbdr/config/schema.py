@@ -136,7 +136,8 @@ class Director(Section):
     )
     fastpath: Annotated[str, Choice(tuple(model.FastPathUse), "fast path")] = Field(
         default=_DIRECTOR.fastpath.value,
-        description="auto: XDP repeats IPVS's decisions wherever it can; off: IPVS alone forwards.",
+        description="auto: XDP repeats IPVS's decisions wherever it can; off: IPVS alone forwards, "
+        "and has to be in the kernel.",
     )
     marks: Annotated[model.MarkRange, Marks()] = Field(
         default=_DIRECTOR.marks,

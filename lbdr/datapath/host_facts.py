@@ -197,6 +197,11 @@ def kernel_config() -> dict[str, str]:
     return {}
 
 
+def ipvs_here() -> Ipvs:
+    """Whether this kernel has IPVS, as far as can be seen without loading it."""
+    return _ipvs(kernel_config())
+
+
 def _ipvs(config: Mapping[str, str]) -> Ipvs:
     if _IPVS_TABLE.exists():
         return Ipvs.LOADED
