@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from lbdr.config.host import host_problems
 from lbdr.config.load import Loaded, load
+from lbdr.config.without_ipvs import needs_ipvs
 from lbdr.control.server import ControlServer
 from lbdr.datapath import arp, namespace
 from lbdr.datapath.kernel import Kernel
@@ -23,7 +24,7 @@ from lbdr.director import Director
 from lbdr.drift import DriftWatch
 from lbdr.errors import ConfigError, LbdrError
 from lbdr.events import EventKind, EventLog
-from lbdr.fastpath_keeper import FastPathKeeper
+from lbdr.fastpath_alone import keeper_of
 from lbdr.marked_services import be_able_to_mark, refuse_collisions
 from lbdr.marks import assign
 from lbdr.model import DesiredState, Key, VirtualAddress
@@ -65,14 +66,16 @@ async def run(paths: Paths) -> None:
         )
         stack.callback(director.events.close)
         director.network = await kernel.addresses.observe()
-        for problem in director.host_problems():  # at boot an interface may come late
+        problems = director.host_problems()
+        if kernel.own_table is not None and needs_ipvs(loaded):
+            raise ConfigError(problems)
+        for problem in problems:  # at boot an interface may come late
             log.error("%s", problem)
         await _refuse_collisions(director, loaded)
         director.use(loaded)
         daemon = Daemon(director)
         stack.callback(daemon.fastpath.close)
-        await be_able_to_mark(loaded, daemon.fastpath)
-        kernel.before_claim = daemon.fastpath.before_claim
+        await daemon.fastpath.begin()
         server = ControlServer(paths, Requests(director, daemon.reload, daemon.fastpath).handle)
         await server.start()
         stack.push_async_callback(server.close)
@@ -101,7 +104,7 @@ class Daemon:
         self._in_force = DesiredState()  # what the kernel was seen to hold, as wanted
         self._reloading = asyncio.Lock()
         self._status = ""  # as the service manager knows it
-        self.fastpath = FastPathKeeper(director)
+        self.fastpath = keeper_of(director)
         self._came_up: set[str] = set()  # interfaces whose neighbours may have forgotten the VIPs
         self._held: set[VirtualAddress] = set()
 
@@ -158,12 +161,13 @@ class Daemon:
             loaded = await asyncio.to_thread(load, director.paths.config)
             director.network = await director.kernel.addresses.observe()
             known = {problem.message for problem in director.host_problems()}
-            found = host_problems(loaded, director.network)
+            ipvs = director.kernel.own_table is None
+            found = host_problems(loaded, director.network, ipvs=ipvs)
             new = [problem for problem in found if problem.message not in known]
             if new:
                 raise ConfigError(new)
             await _refuse_collisions(director, loaded)
-            await be_able_to_mark(loaded, self.fastpath)
+            await be_able_to_mark(loaded, self.fastpath.open)
             director.use(loaded)
             self._forget_weights()
             director.withdrawn = False
@@ -227,9 +231,9 @@ class Daemon:
         finally:
             if scope.host:
                 await self._announce_what_is_held()
-            self.fastpath.mark()
+            await self.fastpath.passed()
         for operation in report.applied if drift else ():
-            director.keep(EventKind.DRIFT, operation.command, service_key(operation))
+            director.keep(EventKind.DRIFT, report.told(operation), service_key(operation))
         director.take_report(report, replace(scope, without=frozenset(self._served_between)))
         if report.unfinished:
             self._try_again()

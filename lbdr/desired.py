@@ -57,6 +57,7 @@ def expand(
     weights: Weights | None = None,
     placed: Collection[VirtualAddress] = (),
     marks: Marks | None = None,
+    ipvs: bool = True,
 ) -> DesiredState:
     """What the kernel of this host is to hold.
 
@@ -69,6 +70,7 @@ def expand(
         placed: VIPs that lbdr added. One stays where it is while its subnet is not seen anywhere:
             the host's own address may be gone for a moment, and with the VIP all its clients.
         marks: of the services that need one (lbdr.marks); one without is left out.
+        ipvs: whether this kernel has it; its sysctls and timeouts are wanted only then.
     """
     services: dict[Key, Service] = {}
     addresses: set[VirtualAddress] = set()
@@ -88,8 +90,8 @@ def expand(
     return DesiredState(
         services=services,
         addresses=frozenset(addresses),
-        sysctls=_sysctls(services, configuration.director.drain_persistence),
-        timeouts=configuration.director.timeouts,
+        sysctls=_sysctls(services, configuration.director.drain_persistence) if ipvs else {},
+        timeouts=configuration.director.timeouts if ipvs else None,
     )
 
 

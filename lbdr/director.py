@@ -101,6 +101,7 @@ class Director:
             weights=overrides(states, state.weights),
             placed=state.owned.addresses,
             marks=marks,
+            ipvs=self.kernel.own_table is None,
         )
 
     def operator_states(self) -> OperatorStates:
@@ -140,7 +141,7 @@ class Director:
 
     def host_problems(self) -> list[Problem]:
         """What of the configuration this machine cannot do."""
-        return host_problems(self.loaded, self.network)
+        return host_problems(self.loaded, self.network, ipvs=self.kernel.own_table is None)
 
     def take_report(self, report: Report, scope: Scope) -> None:
         """Remember what a pass left undone, and log what of it is news."""

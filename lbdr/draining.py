@@ -1,7 +1,7 @@
 """Whether a drained real server is empty, by one status after another; pure.
 
-IPVS counts open connections. Of an mh service that the fast path forwards nobody does: there the
-server is empty when no packet went to it for a minute (QUIET).
+IPVS counts open connections. Of an mh service that the fast path forwards nobody does, nor where
+there is no IPVS: there the server is empty when no packet went to it for a minute (QUIET).
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Draining:
     def _remaining(
         self, service: VirtualServiceStatus, server: RealServerStatus, now: float
     ) -> Remaining:
-        if not _is_uncounted(service):
-            connections = server.active_connections
-            if service.protocol == "udp":  # IPVS calls none of them active
-                connections += server.inactive_connections
+        active, inactive = server.active_connections, server.inactive_connections
+        if active is not None and inactive is not None and not _is_uncounted(service):
+            # of UDP IPVS calls none active
+            connections = active + inactive if service.protocol == "udp" else active
             return Remaining(service.name, server.state, connections)
         packets, since = self._packets.get(service.name, (-1, now))
         if packets != server.totals.packets_in:

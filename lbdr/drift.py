@@ -47,6 +47,8 @@ class DriftWatch:
         return Scope(services=frozenset(services), host=host)
 
     def _changed(self) -> set[Key]:
+        if self._kernel.own_table is not None:
+            return set()  # in this process: nobody else changes it
         raw = ipvs_text.read()
         if raw == self._raw:
             return set()

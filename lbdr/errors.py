@@ -108,6 +108,10 @@ class KernelError(LbdrError):
         return self.errno in _TRANSIENT
 
 
+class NoIpvsError(KernelError):
+    """This kernel has no IPVS, and no module of it."""
+
+
 class AddressInUseError(LbdrError):
     """Another host answers for an address that is to be claimed."""
 

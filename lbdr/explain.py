@@ -72,10 +72,12 @@ class Explanation(_Model):
         client: address and port.
         virtual: address and port.
         offline: from a file alone.
+        engine: ipvs; or alone: this kernel has none, and the table is lbdr's own.
         server: as `new` has it, like address, slot and why.
         new: who gets a new connection's first packet.
         established: who gets a packet of an open connection; None offline.
-        table: whom a table of what IPVS has now names; None where no table decides.
+        table: whom a table of what IPVS, or lbdr's own table, has now names; None where no table
+            decides.
         ipvs: what IPVS's connection table has of the client.
         leaves: where the packet of an open connection leaves, or else that of a new one.
         differences: where these disagree, and why.
@@ -88,6 +90,7 @@ class Explanation(_Model):
     virtual: str
     scheduler: str
     offline: bool = False
+    engine: Literal["ipvs", "alone"] = "ipvs"
     server: str | None
     address: str | None
     slot: int | None

@@ -14,6 +14,8 @@ from lbdr.explain import Asked, Choice, Explanation, Leaves
 from lbdr.model import Address
 from lbdr.tracking import Record
 
+NO_IPVS = "this kernel has no IPVS"
+
 _By = Literal["slot", "fallback", "old", "record", "learned"]
 
 _WHY: Mapping[Reason, str] = {
@@ -52,7 +54,8 @@ class Heard:
         off: why they have no say.
         servers: real servers by the programs' indexes.
         now: the programs' clock.
-        table: whom a table of what IPVS has names; None where no table decides.
+        table: whom a table of what IPVS, or the table in its place, has names; None where no table
+            decides.
         entry: of IPVS, for this very connection.
         template: of IPVS, for the client.
         absent: why IPVS has no say; empty where it has the service.
@@ -87,6 +90,7 @@ def explain(heard: Heard) -> Explanation:
         established=established,
         table=heard.table,
         ipvs=_entry(heard),
+        engine="alone" if heard.absent == NO_IPVS else "ipvs",
         leaves=_leaves(heard.established) or _leaves(heard.new),
         differences=list(_differences(heard, new, established)),
         notes=list(heard.notes),
@@ -95,7 +99,8 @@ def explain(heard: Heard) -> Explanation:
 
 def _choice(heard: Heard, said: Explained | None, *, begins: bool) -> Choice:
     if said is None:
-        return _by_ipvs(heard, f"IPVS forwards ({heard.off})" if heard.off else "", begins=begins)
+        who = "nobody" if heard.absent == NO_IPVS else "IPVS"
+        return _by_ipvs(heard, f"{who} forwards ({heard.off})" if heard.off else "", begins=begins)
     if said.server is None:
         reason = _WHY.get(said.reason, "") if said.reason else ""
         reason = reason or (said.reason.name.lower() if said.reason else "no service")
@@ -190,6 +195,7 @@ def _leaves(said: Explained | None) -> Leaves | None:
 
 def _differences(heard: Heard, new: Choice, established: Choice) -> Iterator[str]:
     table, entry = heard.table, heard.entry
+    whose = "lbdr's" if heard.absent == NO_IPVS else "IPVS's"
     if established.address and new.address and established.address != new.address:
         yield (
             f"an open connection is {established.server}'s, a new one {new.server}'s: "
@@ -197,7 +203,7 @@ def _differences(heard: Heard, new: Choice, established: Choice) -> Iterator[str
         )
     if table is not None and new.address != table.address and new.by != "nobody":
         yield (
-            f"IPVS's table names {table.server or 'nobody'} for a new connection, the fast path "
+            f"{whose} table names {table.server or 'nobody'} for a new connection, the fast path "
             f"{new.server or 'nobody'}: a change of it is under way, and follows within seconds"
         )
     if entry is not None and str(entry.server) != established.address:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -34,15 +34,16 @@ from lbdr.fastpath_services import forwarded, marked_only, successors, unmarked
 from lbdr.fastpath_status import FastCounts, with_fast_path
 from lbdr.fastpath_wanted import unforwarded
 from lbdr.maglev import DEFAULT_INDEX
-from lbdr.model import Address, FastPathUse, Key, MarkKey, Service
+from lbdr.marked_services import be_able_to_mark
+from lbdr.model import Address, FastPathUse, Key, MarkKey, Service, VirtualAddress
 from lbdr.status import FastPathDevice, FastPathDirector, Status
 
 log = logging.getLogger(__name__)
 
 _SWEEP = 5.0  # seconds between looks at records, and at neighbours that nothing else keeps fresh
-_TROUBLE = "fast path, IPVS forwards"
 _UNMARKED = "packet marks of services with several ports"
-_SETTLED = 0.05  # changes come in numbers
+SETTLED = 0.05
+"""Seconds that a watcher waits after a change: they come in numbers."""
 
 
 @dataclass(slots=True)
@@ -67,6 +68,9 @@ class FastPathKeeper:
         director: whose services it serves.
         once: nobody follows afterwards: what was not forwarded before is only marked.
     """
+
+    trouble = "fast path, IPVS forwards"
+    alone = False
 
     def __init__(self, director: Director, *, once: bool = False) -> None:
         self._director = director
@@ -120,70 +124,110 @@ class FastPathKeeper:
                 await self._know_mh()
                 self.fast = await self._start()
 
-    async def before_claim(self) -> Collection[Address]:
+    async def begin(self) -> None:
+        """Before anything is applied: have what VIPs need before they are claimed.
+
+        Raises:
+            ConfigError: a service needs a packet mark, and it cannot be set.
+        """
+        await be_able_to_mark(self._director.loaded, self.open)
+        self._director.kernel.before_claim = self._before_claim
+
+    async def _before_claim(
+        self, vips: Collection[VirtualAddress]
+    ) -> Mapping[VirtualAddress, LbdrError]:
         """Have packets marked before they are called here; the VIPs for which that cannot be had.
 
         A VIP that has services without a mark, too, is not among them.
         """
         services = self._director.desired().services.values()
         marked = {one.marked.address for one in services if one.marked is not None}
-        if not marked:
-            return ()
+        if not any(vip.address in marked for vip in vips):
+            return {}
+        marked -= {one.traffic.address for one in services if not one.marked and one.traffic}
         try:
             async with self._following:
                 await self._refresh()
         except LbdrError as error:
             self._director.set_trouble(_UNMARKED, str(error))
-        else:
-            marked &= self._unmarked.keys()
-        return marked - {one.traffic.address for one in services if not one.marked and one.traffic}
+            return {vip: error for vip in vips if vip.address in marked}
+        return {
+            vip: KernelError(f"{vip.address} is not claimed: {self._unmarked[vip.address]}")
+            for vip in vips
+            if vip.address in marked & self._unmarked.keys()
+        }
+
+    async def passed(self) -> None:
+        """A pass is over, and the interfaces were looked at again."""
+        self.mark()
+
+    async def settle(self) -> None:
+        """Follow until nothing is left that waits for its time."""
+        await self.follow()
+        while self.fast is not None and self.fast.due is not None:
+            await asyncio.sleep(self._wait())
+            await self.follow()
 
     async def run(self) -> None:
         """Follow, until cancelled; what is attached stays."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._watch_neighbours())
-                group.create_task(self._watch_marking())
-                group.create_task(self._watch_redirects())
-                group.create_task(self._follow())
+                for task in self._tasks():
+                    group.create_task(task)
         finally:
             self.close()
 
+    def _tasks(self) -> list[Coroutine[object, object, None]]:
+        return [
+            self._watch_neighbours(),
+            self._watch_programs(),
+            self._watch_redirects(),
+            self._follow(),
+        ]
+
     async def _follow(self) -> None:
-        director = self._director
         while True:
             with suppress(TimeoutError):  # wait_for of Python 3.11 can lose a cancellation
                 async with asyncio.timeout(self._wait()):
                     await self._changed.wait()
             self._changed.clear()
-            try:
-                async with self._following:
-                    await self._refresh()
-            except LbdrError as error:
-                if isinstance(error, PrivilegeError) and not self._marks:
-                    self._forgo(str(error))  # who runs it so does without
-                    continue
-                if self.fast is None:
-                    self.state = FastPathState(reason=error.message)
-                director.set_trouble(_TROUBLE, str(error))
-            else:
-                director.set_trouble(_TROUBLE, "")
+            await self._look_again()
+
+    async def _look_again(self) -> None:
+        """Follow now; what is wrong is told as trouble."""
+        try:
+            async with self._following:
+                await self._refresh()
+        except LbdrError as error:
+            if isinstance(error, PrivilegeError) and not self._needed:
+                self._forgo(str(error))  # who runs it so does without
+                return
+            if self.fast is None:
+                self.state = FastPathState(reason=error.message)
+            self._director.set_trouble(self.trouble, str(error))
+        else:
+            self._director.set_trouble(self.trouble, "")
 
     @property
-    def _marks(self) -> bool:
-        """Whether IPVS knows services by a mark alone."""
+    def _needed(self) -> bool:
+        """Whether services need the programs: IPVS knows them by a mark alone."""
         return any(isinstance(key, MarkKey) for key in self._director.desired().services)
 
     def _forgo(self, reason: str) -> None:
         if self.state.reason != reason:
             log.info("no fast path, IPVS forwards: %s", reason)
         self.state = FastPathState(reason=reason)
-        self._director.set_trouble(_TROUBLE, "")
+        self._director.set_trouble(self.trouble, "")
 
     def _wait(self) -> float:
         """Seconds until the next pass that nothing else asks for."""
         due = self.fast.due if self.fast is not None else None
-        return _SWEEP if due is None else min(max(due - time.monotonic(), 0.01), _SWEEP)
+        return self._most if due is None else min(max(due - time.monotonic(), 0.01), self._most)
+
+    @property
+    def _most(self) -> float:
+        """Seconds from one pass to the next at most."""
+        return _SWEEP
 
     async def _watch_neighbours(self) -> None:
         director = self._director
@@ -192,17 +236,17 @@ class FastPathKeeper:
                 async for _ in self._neighbours.changes():
                     director.set_trouble("watching neighbours", "")
                     self.mark()
-                    await asyncio.sleep(_SETTLED)
+                    await asyncio.sleep(SETTLED)
             except LbdrError as error:
                 director.set_trouble("watching neighbours", str(error))
                 await asyncio.sleep(_SWEEP)
 
-    async def _watch_marking(self) -> None:
+    async def _watch_programs(self) -> None:
         """Notice programs that somebody detached: IPVS does not know unmarked packets."""
         director = self._director
         while True:
             await asyncio.sleep(director.loaded.configuration.director.drift_check)
-            if self._marks and self._attachments and not await self._attachments.all_there():
+            if self._needed and self._attachments and not await self._attachments.all_there():
                 log.warning("drift: a program was detached from tc, and is attached again")
                 self.mark()
 
@@ -227,45 +271,76 @@ class FastPathKeeper:
         if director.withdrawn:
             return  # it is ended once the VIPs are gone
         nothing = OFF if configuration.director.fastpath is FastPathUse.OFF else ""
-        if nothing and not self._marks:
+        if nothing and not self._needed:
             await self.end(nothing)
             return
         desired = director.desired().services
         await self._know_mh()
-        left = director.reconciler.state.fastpath_off
-        if self._once and self.fast is None and (self._marks or is_there(director.paths)):
+        if self._once and self.fast is None and (self._needed or is_there(director.paths)):
             self.fast = await self._start()
         if self._once and self.fast is not None and not self.fast.forwarded:
             nothing = nothing or "no daemon follows"
         services, slow = chosen(
-            desired, configuration.virtual_services, self._mh, left, nothing=nothing
+            desired, configuration.virtual_services, self._mh, self._left(), nothing=nothing
         )
         if self.fast is None:
-            if not services and not self._marks:
+            if not services and not self._needed:
                 self.state = FastPathState(reason="no service can use it", slow=slow)
                 return
             self.fast = await self._start()
         links = await rtnetlink.links()
-        wanted = await forwarded(director, self._neighbours, services, links)
-        marked = marked_only(director, wanted, links)
+        wanted = await forwarded(
+            director, self._neighbours, services, links, self._vips(), alone=self.alone
+        )
+        marked = self._only_marked(wanted, links)
         fast = self.fast
         for key, other in successors(fast, wanted):
             fast.rename(key, other)
-        leaving = (fast.forwarded - wanted.keys()) & desired.keys()
         others = {key for key in fast.forwarded & wanted.keys() if fast.is_other(key, wanted[key])}
-        self._handed_over += await give(fast, leaving | others)
-        new = wanted.keys() - fast.forwarded | others
+        coming = await self._exchange(fast, wanted, others)
+        self._put(fast, {**wanted, **marked}, coming, others=others, services=desired, slow=slow)
+        swept = time.monotonic() - self._swept >= _SWEEP
+        if swept:
+            await asyncio.to_thread(self.fast.sweep)
+            self._swept = time.monotonic()
+        every = [*wanted.values(), *marked.values()]
+        devices = await self._attach(self.fast, every, links, look=swept)
+        self.state = FastPathState(nothing, slow, devices)
+
+    def _left(self) -> Collection[str]:
+        """The services that the operator left to IPVS."""
+        return self._director.reconciler.state.fastpath_off
+
+    def _vips(self) -> dict[Address, VirtualAddress]:
+        """The VIPs that this host has, by address."""
+        return {vip.address: vip for vip in self._director.held()}
+
+    def _only_marked(
+        self, wanted: Mapping[Key, WantedService], links: Mapping[int, Link]
+    ) -> dict[Key, WantedService]:
+        """The services that IPVS forwards by their marks; tells of VIPs where none can be set."""
+        marked = marked_only(self._director, wanted, links)
+        self._unmarked = unmarked(self._director, {**wanted, **marked})
+        self._director.set_trouble(_UNMARKED, "; ".join(self._unmarked.values()))
+        return marked
+
+    async def _exchange(
+        self, fast: FastPath, wanted: Mapping[Key, WantedService], others: Collection[Key]
+    ) -> Mapping[Key, Sequence[KnownFlow]]:
+        """Give IPVS the connections of services that leave; those it has of services that come.
+
+        Args:
+            fast: that has services.
+            wanted: those that are to be there.
+            others: those that are to be decided otherwise: they leave and come.
+        """
+        leaving = (fast.forwarded - wanted.keys()) & self._director.desired().services.keys()
+        self._handed_over += await give(fast, leaving | {*others})
+        new = wanted.keys() - fast.forwarded | {*others}
         coming = await held({key: wanted[key].traffic for key in new})
         for key in others:
             coming.setdefault(key, []).extend(fast.learned(key))
-        self._put(fast, {**wanted, **marked}, coming, others=others, services=desired, slow=slow)
-        if time.monotonic() - self._swept >= _SWEEP:
-            await asyncio.to_thread(self.fast.sweep)
-            self._swept = time.monotonic()
-        devices = await self._attach(self.fast, [*wanted.values(), *marked.values()], links)
-        self.state = FastPathState(nothing, slow, devices)
-        self._unmarked = unmarked(director, {**wanted, **marked})
-        director.set_trouble(_UNMARKED, "; ".join(self._unmarked.values()))
+        return coming
 
     async def _know_mh(self) -> None:
         """Compare the running kernel's mh with lbdr's, where a service uses it.
@@ -298,7 +373,7 @@ class FastPathKeeper:
         Raises:
             KernelError: there is no room for a service that IPVS knows by a mark alone.
         """
-        for key in fast.keys - wanted.keys():
+        for key in self._over(fast.keys - wanted.keys()):
             fast.drop(key)
         for key, service in wanted.items():
             try:
@@ -307,13 +382,28 @@ class FastPathKeeper:
                 if service.marked_only:
                     raise
                 slow[services[key].name] = error.message
+                if self.alone:
+                    continue  # it stays as it was
                 if service.mark:
                     fast.put(key, unforwarded(service))
                 elif key in fast.keys:
                     fast.drop(key)
 
+    def _over(self, keys: Collection[Key]) -> Collection[Key]:
+        """Of services that are not wanted, those that may be dropped now."""
+        return keys
+
+    def _guarded(self, links: Mapping[int, Link]) -> frozenset[int]:  # noqa: ARG002  # see AloneKeeper
+        """Devices where VIPs' packets are to be kept from the local stack."""
+        return frozenset()
+
     async def _attach(
-        self, fast: FastPath, wanted: Iterable[WantedService], links: Mapping[int, Link]
+        self,
+        fast: FastPath,
+        wanted: Iterable[WantedService],
+        links: Mapping[int, Link],
+        *,
+        look: bool,
     ) -> list[Attachment]:
         incoming: set[int] = set()
         outgoing: set[int] = set()
@@ -331,8 +421,9 @@ class FastPathKeeper:
                 outgoing |= leave
         if self._attachments is None:
             self._attachments = Attachments(fast.programs)
+        guarded = self._guarded(links) - incoming if incoming else frozenset()
         devices = await self._attachments.keep(
-            incoming, outgoing - {0}, links.keys(), marking - {0}
+            incoming, outgoing - {0}, links.keys(), marking - {0}, guarded, look=look
         )
         self._tell(devices)
         await xdp_redirects.keep(fast.maps["devices"], behind)
@@ -344,11 +435,10 @@ class FastPathKeeper:
         if fast is None or state.reason:  # a first pass has yet to end
             off = FastPathDirector(reason=state.reason)
             return with_fast_path(status, off, {}, state.slow)
-        # what XDP passed up, tc ingress sees again, and what it leaves is IPVS's
         counts = {
             service.name: FastCounts(
                 {str(rip): served for rip, served in fast.served(key).items()},
-                _words(fast.reasons(key, tc=True)),
+                _words(self._reasons(fast, key)),
             )
             for key, service in self._director.desired().services.items()
             if key in fast.forwarded
@@ -363,9 +453,13 @@ class FastPathKeeper:
                 )
                 for each in state.devices
             ],
-            not_forwarded=_words(fast.reasons(None, tc=True)),
+            not_forwarded=_words(self._reasons(fast, None)),
         )
         return with_fast_path(status, director, counts, state.slow)
+
+    def _reasons(self, fast: FastPath, key: Key | None) -> dict[Reason, int]:
+        """Why packets were not forwarded: what XDP passed up, tc ingress sees again."""
+        return fast.reasons(key, tc=True)
 
     def _tell(self, devices: Iterable[Attachment]) -> None:
         known = {device.ifindex: device for device in self.state.devices}

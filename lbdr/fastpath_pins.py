@@ -41,6 +41,11 @@ def is_there(paths: Paths) -> bool:
     return bool(_directories(paths))
 
 
+def served_natively(paths: Paths) -> list[int]:
+    """The devices, by index, to which XDP is attached by a pinned link."""
+    return sorted(ifindex for ifindex, _ in xdp_attach.links(pins_of(paths)))
+
+
 async def open_pinned(paths: Paths, capacity: Capacity) -> tuple[FastPath, bool, ExitStack]:
     """Adopt what is pinned, or load it. What can be neither is taken away: nobody would follow it.
 

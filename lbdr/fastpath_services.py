@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from lbdr.datapath import ipvs_text
 from lbdr.datapath.neighbours import Neighbours
 from lbdr.datapath.routes_wire import Link
 from lbdr.datapath.xdp import FastPath
@@ -12,7 +11,7 @@ from lbdr.datapath.xdp_layout import ServiceFlag
 from lbdr.datapath.xdp_wanted import WantedService
 from lbdr.director import Director
 from lbdr.fastpath_wanted import is_direct, only_marked, place_of, wanted_service
-from lbdr.model import Address, Key, Service
+from lbdr.model import Address, Key, Service, VirtualAddress
 
 
 async def forwarded(
@@ -20,6 +19,9 @@ async def forwarded(
     neighbours: Neighbours,
     services: Mapping[Key, Service],
     links: Mapping[int, Link],
+    held: Mapping[Address, VirtualAddress],
+    *,
+    alone: bool,
 ) -> dict[Key, WantedService]:
     """The services as IPVS has them now, with the ways to their real servers.
 
@@ -28,11 +30,13 @@ async def forwarded(
         neighbours: keeps the real servers' resolved.
         services: those of the fast path; one that IPVS has otherwise is left out.
         links: this host's, by index.
+        held: the VIPs that this host has.
+        alone: there is no IPVS.
 
     Raises:
         KernelError: the kernel does not tell.
     """
-    table = ipvs_text.schedules(ipvs_text.read())
+    table = director.kernel.schedules()
     there = {
         key: found[1]
         for key, service in services.items()
@@ -46,9 +50,8 @@ async def forwarded(
     else:
         await neighbours.keep(rips)
     ways = await neighbours.observe(rips)
-    held = {vip.address: vip for vip in director.held()}
     # marks are set before clients are called here: where the VIP is to be
-    placed = {vip.address: vip for vip in director.desired().addresses}
+    placed = {vip.address: vip for vip in director.desired().addresses} if not alone else held
     timeouts = director.kernel.ipvs.timeouts()
     wanted = {}
     for key, scheduled in there.items():
@@ -64,6 +67,7 @@ async def forwarded(
             place_of(vip, links),
             held=traffic.address in held,
             timeouts=timeouts,
+            alone=alone,
         )
     return wanted
 

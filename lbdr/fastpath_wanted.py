@@ -41,6 +41,7 @@ def wanted_service(
     *,
     held: bool,
     timeouts: Timeouts,
+    alone: bool = False,
 ) -> WantedService:
     """A service as IPVS has it, with the ways to its real servers.
 
@@ -52,6 +53,8 @@ def wanted_service(
         place: of the VIP; None where this host is not to have it.
         held: whether this host has the VIP.
         timeouts: IPVS's.
+        alone: there is no IPVS: nothing of the service may reach the local stack, unless this host
+            is one of its real servers.
     """
     flags = ServiceFlag(0) if place is None or not held else ServiceFlag.ACTIVE
     if not is_table(service):
@@ -64,6 +67,10 @@ def wanted_service(
         WantedServer(server.address, server.weight, _reach(ways.get(server.address)))
         for server in scheduled
     )
+    if alone:
+        flags |= ServiceFlag.ALONE
+        if not any(server.reach.local for server in real_servers):
+            flags |= ServiceFlag.GUARDED
     seconds = timeouts.udp if traffic.protocol is Protocol.UDP else timeouts.tcp
     timeout = max(0, ticks(seconds) - _MARGIN)
     return WantedService(
@@ -96,6 +103,22 @@ def _mark_of(service: Service) -> int:
 def is_direct(scheduled: Sequence[Scheduled]) -> bool:
     """Whether all real servers that IPVS has of a service are reached by Direct Routing."""
     return all(server.method in _DIRECT for server in scheduled)
+
+
+def to_guard(links: Mapping[int, Link]) -> frozenset[int]:
+    """The devices whose frames the local stack takes, by index.
+
+    Not the ports of a bridge or bond, nor what a macvlan is on: another device may yet serve those.
+
+    Args:
+        links: by index.
+    """
+    below = {link.shared for link in links.values()}
+    return frozenset(
+        index
+        for index, link in links.items()
+        if link.mac and not link.loopback and not link.port and index not in below
+    )
 
 
 def _reach(way: Way | None) -> FastServer:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from lbdr.config.load import Loaded
 from lbdr.config.mark_host import collisions, unmarkable
 from lbdr.datapath.kernel import Kernel
 from lbdr.errors import ConfigError, LbdrError
-from lbdr.fastpath_keeper import FastPathKeeper
 from lbdr.marks import needing
 from lbdr.model import DesiredState, MarkKey
 from lbdr.plan import Ownership, service_operations
@@ -51,12 +52,12 @@ async def refuse_collisions(
         raise ConfigError(problems)
 
 
-async def be_able_to_mark(loaded: Loaded, keeper: FastPathKeeper) -> None:
+async def be_able_to_mark(loaded: Loaded, open_programs: Callable[[], Awaitable[None]]) -> None:
     """Have the programs that set marks, where a service needs one.
 
     Args:
         loaded: the configuration.
-        keeper: opens them.
+        open_programs: adopts or loads them.
 
     Raises:
         ConfigError: they cannot be had.
@@ -64,7 +65,7 @@ async def be_able_to_mark(loaded: Loaded, keeper: FastPathKeeper) -> None:
     if not needing(loaded.configuration):
         return
     try:
-        await keeper.open()
+        await open_programs()
     except LbdrError as error:
         reason = error.message + (f" ({error.hint})" if error.hint else "")
         raise ConfigError(unmarkable(loaded, reason)) from error

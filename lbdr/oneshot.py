@@ -12,12 +12,13 @@ from lbdr import __version__, fastpath_pins
 from lbdr.config.host import host_problems
 from lbdr.config.load import Loaded, load
 from lbdr.datapath import namespace
+from lbdr.datapath.bpf_links import device
 from lbdr.datapath.kernel import Kernel
 from lbdr.desired import expand
 from lbdr.director import Director
-from lbdr.errors import ConfigError
-from lbdr.fastpath_keeper import FastPathKeeper
-from lbdr.marked_services import be_able_to_mark, refuse_collisions
+from lbdr.errors import ConfigError, Problem
+from lbdr.fastpath_alone import keeper_of
+from lbdr.marked_services import refuse_collisions
 from lbdr.marks import assign, needing
 from lbdr.model import DesiredState, HostNetwork
 from lbdr.operator_states import OperatorStates, in_force, overrides
@@ -26,7 +27,8 @@ from lbdr.plan import Plan
 from lbdr.reconcile import Reconciler
 from lbdr.report import Report
 from lbdr.state import StateStore
-from lbdr.status import Status, director_status
+from lbdr.status import FastPathDevice, FastPathDirector, Status, director_status
+from lbdr.status_alone import without_ipvs
 from lbdr.vip_owners import vip_owners
 
 
@@ -47,7 +49,7 @@ class _Session:
         Raises:
             ConfigError: this machine cannot do what the configuration asks.
         """
-        problems = host_problems(self.loaded, self.network)
+        problems = self.problems()
         if problems:
             raise ConfigError(problems)
         configuration, state = self.loaded.configuration, self.reconciler.state
@@ -58,11 +60,21 @@ class _Session:
             weights=overrides(self.operator_states(), state.weights),
             placed=state.owned.addresses,
             marks=assign(configuration, state.marks),
+            ipvs=self.ipvs,
         )
         await refuse_collisions(
             self.loaded, self.reconciler.kernel, desired, state.owned, adopt=adopt
         )
         return desired
+
+    @property
+    def ipvs(self) -> bool:
+        """Whether this kernel has it."""
+        return self.reconciler.kernel.own_table is None
+
+    def problems(self) -> list[Problem]:
+        """What of the configuration this machine cannot do."""
+        return host_problems(self.loaded, self.network, ipvs=self.ipvs)
 
 
 @asynccontextmanager
@@ -101,8 +113,8 @@ async def apply(paths: Paths, *, adopt: bool = False) -> Report:
         async with _session(paths) as session:
             desired = await session.desired(adopt=adopt)
             marked = bool(needing(session.loaded.configuration))
-            # a daemon left it, and nobody else would follow
-            if not marked and not fastpath_pins.is_there(paths):
+            # a daemon left it and nobody else would follow, or nothing else forwards
+            if session.ipvs and not marked and not fastpath_pins.is_there(paths):
                 return await session.reconciler.reconcile(desired, adopt=adopt)
             return await _apply_both(paths, session, desired, adopt=adopt)
 
@@ -110,17 +122,17 @@ async def apply(paths: Paths, *, adopt: bool = False) -> Report:
 async def _apply_both(
     paths: Paths, session: _Session, desired: DesiredState, *, adopt: bool
 ) -> Report:
-    """Apply, with the programs that set marks before VIPs are claimed and the fast path after."""
+    """Apply, with the programs that VIPs need before they are claimed and the fast path after."""
     reconciler, kernel = session.reconciler, session.reconciler.kernel
     director = Director(paths, kernel, reconciler, session.loaded, session.network)
-    keeper = FastPathKeeper(director, once=True)
+    keeper = keeper_of(director, once=True)
     try:
-        await be_able_to_mark(session.loaded, keeper)
+        await keeper.begin()
         reconciler.save(marks=assign(session.loaded.configuration, reconciler.state.marks))
-        kernel.before_claim = keeper.before_claim
         report = await reconciler.reconcile(desired, adopt=adopt)
         director.network = await kernel.addresses.observe()
-        await keeper.follow()
+        await keeper.passed()
+        await keeper.settle()
     finally:
         keeper.close()
     return report
@@ -149,7 +161,7 @@ async def status(paths: Paths) -> Status:
     """
     async with _session(paths) as session:
         configuration, state = session.loaded.configuration, session.reconciler.state
-        return director_status(
+        found = director_status(
             configuration,
             role=state.role or configuration.director.role,
             services=await session.reconciler.kernel.observe_services(),
@@ -159,9 +171,23 @@ async def status(paths: Paths) -> Status:
             marks=state.marks,
             operator=session.operator_states(),
             owners=await vip_owners(configuration, session.network),
-            problems=[str(problem) for problem in host_problems(session.loaded, session.network)],
+            problems=[str(problem) for problem in session.problems()],
             config=str(paths.config),
             version=__version__,
             kernel=os.uname().release,
             daemon=None,
         )
+        return found if session.ipvs else without_ipvs(_forwarding(paths, found))
+
+
+def _forwarding(paths: Paths, status: Status) -> Status:
+    """Who forwards where no daemon counts: what one, or `apply`, left attached."""
+    if not fastpath_pins.is_there(paths):
+        off = FastPathDirector(reason="no programs are attached: `lbdr apply`, or a daemon")
+        return status.model_copy(update={"fastpath": off})
+    devices = [
+        FastPathDevice(device=device(ifindex), mode="native")
+        for ifindex in fastpath_pins.served_natively(paths)
+    ]
+    on = FastPathDirector(state="forwards", devices=devices)
+    return status.model_copy(update={"fastpath": on})

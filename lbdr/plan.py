@@ -38,6 +38,7 @@ from lbdr.operations import (
     SetSysctl,
     SetTimeouts,
 )
+from lbdr.own_words import words
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Plan:
         former_sysctls: the values that the operations replace.
         former_timeouts: IPVS's, where the operations replace some.
         vanished: what was lbdr's, is not wanted, and is not there: someone else put it right.
+        alone: the kernel has no IPVS, which decides how operations are told.
     """
 
     operations: tuple[Operation, ...] = ()
@@ -92,6 +94,12 @@ class Plan:
     former_sysctls: Mapping[str, str] = field(default_factory=dict)
     former_timeouts: Timeouts | None = None
     vanished: Ownership = field(default_factory=Ownership)
+    alone: bool = False
+
+    @property
+    def commands(self) -> list[str]:
+        """The operations, as they are shown."""
+        return [words(operation, alone=self.alone) for operation in self.operations]
 
 
 def make_plan(

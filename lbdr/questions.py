@@ -18,6 +18,7 @@ from lbdr.control.protocol import ExplainRequest, FlowsRequest, FlowsResult, Rem
 from lbdr.datapath import ipvs_connections, ipvs_text, mh_check, namespace, xdp_remembered
 from lbdr.datapath.ipvs_connections import Connection
 from lbdr.datapath.ipvs_text import Scheduled
+from lbdr.datapath.own_table import OwnTable
 from lbdr.datapath.xdp_explain import Question, compile_explainer, open_explainer
 from lbdr.datapath.xdp_maps import DirectorMaps
 from lbdr.datapath.xdp_places import tick
@@ -25,13 +26,16 @@ from lbdr.datapath.xdp_remembered import FoundFlow
 from lbdr.director import Director
 from lbdr.errors import ControlError, KernelError, PrivilegeError
 from lbdr.explain import Asked, Choice, Explanation, InTable, QuestionError, asked, by_table
-from lbdr.explain_live import Heard, explain, seconds
+from lbdr.explain_live import NO_IPVS, Heard, explain, seconds
 from lbdr.fastpath_keeper import FastPathKeeper
 from lbdr.maglev import DEFAULT_INDEX
 from lbdr.marks import key_of
-from lbdr.model import Address, Configuration, Key, Protocol, ServiceKey, endpoint
+from lbdr.model import Address, Configuration, Key, Protocol, Service, ServiceKey, endpoint
 from lbdr.paths import Paths
 from lbdr.state import StateStore
+
+Schedules = Mapping[Key, tuple[str, tuple[Scheduled, ...]]]
+"""Of each service the scheduler, and the real servers in the order of the list."""
 
 
 class Questions:
@@ -59,8 +63,11 @@ class Questions:
         keys = [key for key, service in desired.items() if service.name == name]
         fast, state = self._fastpath.fast, self._fastpath.state
         off = state.slow.get(name, state.reason)
+        own = self._director.kernel.own_table
+        table = None if own is None else own.schedules()
         if fast is None or off:
-            return await _answer(question, keys, Said(off=off or "there is none"))
+            said = Said(off=off or "there is none")
+            return await _answer(question, keys, said, own=table)
         directory = fast.programs.directory
         try:
             async with self._compiling:
@@ -71,7 +78,7 @@ class Questions:
                 hint="root may, once: sudo lbdr explain",
             ) from error
         said = _ask(question, directory, fast.maps)
-        return await _answer(question, keys, said, fast.maps.capacity.index)
+        return await _answer(question, keys, said, fast.maps.capacity.index, own=table)
 
     async def flows(self, request: FlowsRequest) -> FlowsResult:
         """The connections that the fast path remembers.
@@ -134,6 +141,7 @@ async def without_daemon(paths: Paths, request: ExplainRequest) -> Explanation:
     state = await asyncio.to_thread(StateStore(paths.state, namespace.identity()).load)
     key = key_of(question.virtual, state.marks)
     keys = [] if key is None else [key]
+    own = _kept_table(state.table)
     directory = fastpath_pins.pins_of(paths)
     try:
         maps = DirectorMaps.open(directory)
@@ -145,11 +153,21 @@ async def without_daemon(paths: Paths, request: ExplainRequest) -> Explanation:
             ) from error
         if error.errno != errno.ENOENT:
             raise
-        return await _answer(question, keys, Said(off="no daemon, and nothing is pinned"))
+        said = Said(off="no daemon, and nothing is pinned")
+        return await _answer(question, keys, said, own=own)
     with maps:
         compile_explainer(directory, maps)
         said = _ask(question, directory, maps)
-        return await _answer(question, keys, said, maps.capacity.index)
+        return await _answer(question, keys, said, maps.capacity.index, own=own)
+
+
+def _kept_table(services: tuple[Service, ...]) -> Schedules | None:
+    """The table in IPVS's place that was kept; None where this kernel has IPVS."""
+    if not services:
+        return None
+    table = OwnTable()
+    table.load(services)
+    return table.schedules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +223,29 @@ def _ask(question: Asked, directory: Path, maps: DirectorMaps) -> Said:
 
 
 async def _answer(
-    question: Asked, keys: Iterable[Key], said: Said, index: int | None = None
+    question: Asked,
+    keys: Iterable[Key],
+    said: Said,
+    index: int | None = None,
+    *,
+    own: Schedules | None,
 ) -> Explanation:
-    """What the programs said, with what IPVS has beside it."""
+    """What the programs said, with what IPVS, or the table in its place, has beside it."""
+    if own is not None:
+        return _beside_table(question, keys, said, index, own)
     return await asyncio.to_thread(_beside_ipvs, question, list(keys), said, index)
+
+
+def _beside_table(
+    question: Asked, keys: Iterable[Key], said: Said, index: int | None, own: Schedules
+) -> Explanation:
+    heard = replace(said.heard or Heard(question, off=said.off), absent=NO_IPVS)
+    found = next((own[key] for key in keys if key in own), None)
+    if found is None:
+        return explain(heard)
+    notes: list[str] = []
+    table = _table(question, found, said, index or DEFAULT_INDEX, notes)
+    return explain(replace(heard, table=table, notes=tuple(notes)))
 
 
 def _beside_ipvs(question: Asked, keys: list[Key], said: Said, index: int | None) -> Explanation:

@@ -56,6 +56,8 @@ class Reconciler:
         self.state = state
         self._store = store
         self._missing: set[str] = set()  # sysctls of which it was told
+        if kernel.own_table is not None:
+            kernel.own_table.load(state.table)
 
     async def observe(
         self, scope: Scope = EVERYTHING, network: HostNetwork | None = None
@@ -89,6 +91,7 @@ class Reconciler:
         wanted, owned = narrowed(desired, self.state.owned, scope)
         kept = lingering(desired, observed.services, owned.services)
         plan = make_plan(wanted, observed, owned, adopt=adopt, kept=kept)
+        plan = replace(plan, alone=self.kernel.own_table is not None)
         if any(isinstance(operation, AddAddress) for operation in plan.operations):
             plan = self._without_unserved_vips(plan, observed, desired, scope)
         return plan, observed.network
@@ -208,7 +211,7 @@ class Reconciler:
         why: str,
         between: Between,
     ) -> Report:
-        report = Report(conflicts=plan.conflicts)
+        report = Report(conflicts=plan.conflicts, alone=plan.alone)
         try:
             self.save(owned=claimed(self.state.owned, plan, desired))
         except StateError as error:
@@ -231,12 +234,16 @@ class Reconciler:
                 log.debug("failed: %s", outcome.error)
                 report.failed.append(outcome)
             else:
-                log.info("%s: %s", why, outcome.operation.command)
+                log.info("%s: %s", why, report.told(outcome.operation))
                 report.applied.append(outcome.operation)
 
         await self.kernel.apply(plan.operations, network, tell, between)
+        table = self.kernel.own_table
         try:
-            self.save(owned=released(self.state.owned, report, desired))
+            self.save(
+                owned=released(self.state.owned, report, desired),
+                table=table.kept if table is not None else (),
+            )
         except StateError as error:
             report.unsaved = error
         return report

@@ -8,6 +8,7 @@ from lbdr.datapath.kernel import Outcome
 from lbdr.errors import LbdrError, StateError, VerificationError
 from lbdr.model import Key
 from lbdr.operations import Operation, service_key
+from lbdr.own_words import words
 from lbdr.plan import Conflict
 
 
@@ -41,6 +42,7 @@ class Report:
         remaining: operations still to do although nothing failed.
         unsaved: why the state could not be kept after the kernel was changed; what was kept before
             claims too much, never too little.
+        alone: the kernel has no IPVS, which decides how operations are told.
     """
 
     applied: list[Operation] = field(default_factory=list)
@@ -49,6 +51,16 @@ class Report:
     conflicts: tuple[Conflict, ...] = ()
     remaining: tuple[Operation, ...] = ()
     unsaved: StateError | None = None
+    alone: bool = False
+
+    def told(self, operation: Operation) -> str:
+        """An operation, as it is shown."""
+        return words(operation, alone=self.alone)
+
+    @property
+    def commands(self) -> list[str]:
+        """The operations done, as they are shown."""
+        return [self.told(operation) for operation in self.applied]
 
     @property
     def clean(self) -> bool:
@@ -66,13 +78,13 @@ class Report:
         for outcome in self.failed:
             found.setdefault(service_key(outcome.operation), []).append(str(outcome.error))
         for operation in self.skipped:
-            words = f"not tried: {operation.command}"
-            found.setdefault(service_key(operation), []).append(words)
+            line = f"not tried: {self.told(operation)}"
+            found.setdefault(service_key(operation), []).append(line)
         for conflict in self.conflicts:
             found.setdefault(conflict.key, []).append(str(conflict))
         for operation in self.remaining:
-            words = f"not in the kernel although applied: {operation.command}"
-            found.setdefault(service_key(operation), []).append(words)
+            line = f"not in the kernel although applied: {self.told(operation)}"
+            found.setdefault(service_key(operation), []).append(line)
         if self.unsaved is not None:
             found.setdefault(None, []).append(str(self.unsaved))
         return found

@@ -39,6 +39,7 @@ from lbdr.model import Role, VirtualService
 from lbdr.operator_states import EVERYWHERE, OperatorState, changed, overrides
 from lbdr.questions import Questions
 from lbdr.status import Status, director_status
+from lbdr.status_alone import without_ipvs
 from lbdr.vip_owners import vip_owners
 
 
@@ -115,13 +116,14 @@ class Requests:
             kernel=os.uname().release,
             daemon=os.getpid(),
         )
-        return self._fastpath.status(status)
+        status = self._fastpath.status(status)
+        return without_ipvs(status) if director.kernel.own_table is not None else status
 
     async def _plan(self) -> PlanResult:
         director = self._director
         plan, _ = await director.reconciler.plan(director.desired())
         return PlanResult(
-            operations=[operation.command for operation in plan.operations],
+            operations=plan.commands,
             conflicts=[str(conflict) for conflict in plan.conflicts],
         )
 
@@ -223,6 +225,12 @@ class Requests:
             raise ControlError(
                 f"there is no virtual service {name}", hint="`lbdr status` shows the names"
             )
+        if director.kernel.own_table is not None and not request.on:
+            raise ControlError(
+                f"{name or 'a service'} cannot be left to IPVS: this kernel has none, and nothing "
+                "else would forward",
+                hint="`lbdr role standby` gives the VIPs up, `lbdr withdraw` takes all down",
+            )
         off = director.reconciler.state.fastpath_off & (names | {""})
         if request.on:
             off = off - {name} if name else frozenset()
@@ -259,7 +267,7 @@ class Requests:
         if error is not None:
             raise error
         return Done(
-            operations=[operation.command for operation in report.applied],
+            operations=report.commands,
             role=director.role,
             virtual_services=len(director.loaded.configuration.virtual_services),
         )

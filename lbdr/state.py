@@ -24,7 +24,9 @@ from lbdr.model import (
     Key,
     MarkKey,
     Protocol,
+    RealServer,
     Role,
+    Service,
     ServiceKey,
     Timeouts,
     VirtualAddress,
@@ -49,6 +51,7 @@ class State:
         fastpath_off: virtual services that the operator left to IPVS; "" is all of them.
         marks: packet marks by virtual service (lbdr.marks).
         operator: real servers that the operator drains or halts.
+        table: where the kernel has no IPVS, what stands in its place (lbdr.datapath.own_table).
     """
 
     owned: Ownership = field(default_factory=Ownership)
@@ -57,6 +60,7 @@ class State:
     fastpath_off: frozenset[str] = frozenset()
     marks: Mapping[str, int] = field(default_factory=dict)
     operator: OperatorStates = field(default_factory=dict)
+    table: tuple[Service, ...] = ()
 
 
 class _Strict(BaseModel):
@@ -105,6 +109,19 @@ class _TimeoutsEntry(_Strict):
     udp: int = Field(ge=0)
 
 
+class _TableServer(_Strict):
+    address: IPv4Address | IPv6Address
+    port: int = Field(ge=0, le=65535)
+    weight: int = Field(ge=0, le=MAX_WEIGHT)
+
+
+class _TableEntry(_Strict):
+    key: _ServiceEntry | _MarkEntry
+    scheduler: str
+    flags: list[str]
+    real_servers: list[_TableServer]
+
+
 class _File(_Strict):
     version: Literal[1] = 1
     kernel: str = ""
@@ -117,6 +134,7 @@ class _File(_Strict):
     fastpath_off: list[str] = []
     marks: dict[str, Annotated[int, Field(gt=0, lt=1 << 32)]] = {}
     operator: list[_OperatorEntry] = []
+    table: list[_TableEntry] = []
 
 
 class StateStore:
@@ -234,15 +252,9 @@ def _parse(data: bytes, kernel: str) -> State:
             marks=file.marks,
             operator=operator,
         )
-    services: set[Key] = set()
-    for entry in file.services:
-        if isinstance(entry, _MarkEntry):
-            services.add(MarkKey(entry.mark, entry.version))
-        else:
-            services.add(ServiceKey(entry.protocol, entry.address, entry.port))
     return State(
         owned=Ownership(
-            services=frozenset(services),
+            services=frozenset(map(_key, file.services)),
             addresses=frozenset(
                 VirtualAddress(entry.address, entry.interface) for entry in file.addresses
             ),
@@ -254,21 +266,39 @@ def _parse(data: bytes, kernel: str) -> State:
         fastpath_off=off,
         marks=file.marks,
         operator=operator,
+        table=tuple(
+            Service(
+                _key(entry.key),
+                entry.scheduler,
+                frozenset(entry.flags),
+                real_servers=tuple(
+                    RealServer(server.address, server.port, server.weight)
+                    for server in entry.real_servers
+                ),
+            )
+            for entry in file.table
+        ),
     )
 
 
+def _key(entry: _ServiceEntry | _MarkEntry) -> Key:
+    if isinstance(entry, _MarkEntry):
+        return MarkKey(entry.mark, entry.version)
+    return ServiceKey(entry.protocol, entry.address, entry.port)
+
+
+def _entry(key: Key) -> _ServiceEntry | _MarkEntry:
+    if isinstance(key, MarkKey):
+        return _MarkEntry(mark=key.mark, version=6 if key.version == 6 else 4)
+    return _ServiceEntry(protocol=key.protocol, address=key.address, port=key.port)
+
+
 def _render(state: State, kernel: str) -> bytes:
-    services: list[_ServiceEntry | _MarkEntry] = []
-    for key in sorted(state.owned.services, key=lambda key: key.sort_key):
-        if isinstance(key, MarkKey):
-            services.append(_MarkEntry(mark=key.mark, version=6 if key.version == 6 else 4))
-        else:
-            services.append(
-                _ServiceEntry(protocol=key.protocol, address=key.address, port=key.port)
-            )
     file = _File(
         kernel=kernel,
-        services=services,
+        services=[
+            _entry(key) for key in sorted(state.owned.services, key=lambda key: key.sort_key)
+        ],
         addresses=[
             _AddressEntry(address=vip.address, interface=vip.interface)
             for vip in sorted(state.owned.addresses, key=str)
@@ -285,6 +315,18 @@ def _render(state: State, kernel: str) -> bytes:
         operator=[
             _OperatorEntry(virtual_service=virtual, real_server=real, **asdict(entry))
             for (virtual, real), entry in sorted(state.operator.items())
+        ],
+        table=[
+            _TableEntry(
+                key=_entry(service.key),
+                scheduler=service.scheduler,
+                flags=sorted(service.flags),
+                real_servers=[
+                    _TableServer(address=server.address, port=server.port, weight=server.weight)
+                    for server in service.real_servers
+                ],
+            )
+            for service in state.table
         ],
     )
     return file.model_dump_json(indent=1).encode() + b"\n"

@@ -35,19 +35,23 @@ class _Model(BaseModel):
 
 
 class Rates(_Model):
-    """IPVS's two-second averages, per second."""
+    """IPVS's two-second averages, per second; None where there is no IPVS."""
 
-    connections: int = 0
-    packets_in: int = 0
-    packets_out: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
+    connections: int | None = 0
+    packets_in: int | None = 0
+    packets_out: int | None = 0
+    bytes_in: int | None = 0
+    bytes_out: int | None = 0
 
 
 class Totals(_Model):
-    """IPVS's counters since the entry was made. In DR replies do not pass: out stays 0."""
+    """Counters since the entry was made. In DR replies do not pass: out stays 0.
 
-    connections: int = 0
+    Args:
+        connections: IPVS's; None where there is no IPVS, and nobody counts them.
+    """
+
+    connections: int | None = 0
     packets_in: int = 0
     packets_out: int = 0
     bytes_in: int = 0
@@ -69,6 +73,7 @@ class RealServerStatus(_Model):
         reason: why it is not online, where somebody decided that.
         since: when that was, seconds of Unix time.
         deadline: when a drain becomes a halt, seconds of Unix time.
+        active_connections: IPVS's, as the other two; None where there is no IPVS.
     """
 
     name: str
@@ -78,9 +83,9 @@ class RealServerStatus(_Model):
     configured_weight: int
     weight: int | None = None
     method: str = "dr"
-    active_connections: int = 0
-    inactive_connections: int = 0
-    persistent_connections: int = 0
+    active_connections: int | None = 0
+    inactive_connections: int | None = 0
+    persistent_connections: int | None = 0
     reason: str = ""
     since: float | None = None
     deadline: float | None = None
@@ -109,7 +114,8 @@ class FastPathService(_Model):
         reason: why it is off.
         packets: forwarded without IPVS; they are in the totals as well.
         bytes: of those.
-        not_forwarded: packets that came by and were left to IPVS, by reason.
+        not_forwarded: packets that came by and were left to IPVS, by reason; dropped where there is
+            no IPVS.
     """
 
     state: Literal["forwards", "off"] = "off"
@@ -176,6 +182,7 @@ class Status(_Model):
 
     Args:
         daemon: its pid; None where no daemon runs.
+        engine: ipvs; or alone: this kernel has none, and the fast path forwards alone.
         configured_role: the file's; another one was set at run time.
         problems: what needs somebody, in words.
         foreign_services: virtual services in IPVS that lbdr did not make and leaves alone.
@@ -188,6 +195,7 @@ class Status(_Model):
     version: str
     config: str
     kernel: str
+    engine: Literal["ipvs", "alone"] = "ipvs"
     fastpath: FastPathDirector = FastPathDirector()
     virtual_services: list[VirtualServiceStatus] = []
     problems: list[str] = []

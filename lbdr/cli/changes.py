@@ -53,7 +53,7 @@ def plan(*, paths: Paths, adopt: bool, exit_code: bool, as_json: bool) -> None:
     else:
         found = asyncio.run(oneshot.plan(paths, adopt=adopt))
         result = PlanResult(
-            operations=[operation.command for operation in found.operations],
+            operations=found.commands,
             conflicts=[str(conflict) for conflict in found.conflicts],
         )
     if as_json:
@@ -110,10 +110,10 @@ def withdraw(*, paths: Paths, as_json: bool) -> None:
 def _finish(report: Report, *, as_json: bool) -> None:
     error = report.error()
     if error is not None:
-        for operation in report.applied:
-            click.echo(operation.command, err=True)
+        for command in report.commands:
+            click.echo(command, err=True)
         raise error
-    _print_operations([operation.command for operation in report.applied], as_json=as_json)
+    _print_operations(report.commands, as_json=as_json)
 
 
 def _print_operations(operations: list[str], *, as_json: bool) -> None:

@@ -134,10 +134,11 @@ def _lines(found: Explanation) -> Iterator[str]:
         tags = "".join(f", VLAN {vlan}" for vlan in found.leaves.vlans)
         yield f"{'leaves by':{_WIDTH}}{found.leaves.device}, to {found.leaves.mac}{tags}"
     if not found.offline:
+        alone = found.engine == "alone"
         if found.table is not None:
-            yield _line("table of IPVS", found.table)
-        none = Choice(by="nobody", why="none for this client")
-        yield _line("entry of IPVS", found.ipvs or none)
+            yield _line("table of lbdr" if alone else "table of IPVS", found.table)
+        why = "this kernel has no IPVS" if alone else "none for this client"
+        yield _line("entry of IPVS", found.ipvs or Choice(by="nobody", why=why))
     for difference in found.differences:
         yield f"differs: {difference}"
     for note in found.notes:

@@ -25,7 +25,8 @@ def fastpath() -> None:
     """Leave virtual services to IPVS, have XDP forward again, or load its programs.
 
     Open connections go on with the server they have: IPVS is given those that it would place
-    elsewhere. The switch is kept when the daemon restarts.
+    elsewhere. The switch is kept when the daemon restarts. Where the kernel has no IPVS, `off` is
+    refused: nothing else would forward.
 
     \b
       lbdr fastpath off WEB

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 import click
@@ -113,7 +113,7 @@ def _show(status: Status, console: Console, *, rate: bool) -> None:
                 console.print(words, soft_wrap=True)
     else:
         console.print("no virtual services are configured")
-    if status.daemon:
+    if status.daemon or status.engine == "alone":
         for line in _fast_path(status):
             console.print(line, soft_wrap=True)
     if status.foreign_services:
@@ -161,6 +161,9 @@ def _table(status: Status, *, rate: bool, wide: bool) -> Table:
 def _fast_path(status: Status) -> Iterator[str]:
     """What forwards, and which services it leaves to IPVS."""
     fast = status.fastpath
+    if status.engine == "alone":
+        yield from _alone(status)
+        return
     if fast.state == "off":
         yield f"fast path off, IPVS forwards: {fast.reason}"
         return
@@ -187,6 +190,25 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
 
 
+def _alone(status: Status) -> Iterator[str]:
+    """What forwards where the kernel has no IPVS, and what was dropped."""
+    fast = status.fastpath
+    if fast.state == "off":
+        yield f"no IPVS in this kernel, and nothing forwards: {fast.reason}"
+        return
+    places = [
+        f"{'XDP' if one.mode == 'native' else 'tc'} alone on {one.device}"
+        + (f" ({one.reason})" if one.reason else "")
+        for one in fast.devices
+    ]
+    yield f"no IPVS in this kernel; forwards: {', '.join(places) or 'nobody, no VIP is here'}"
+    for entry in status.virtual_services:
+        dropped = entry.fastpath.not_forwarded
+        if dropped:
+            words = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+            yield f"{entry.name}: not forwarded: {words}"
+
+
 def _vip_line(entry: VirtualServiceStatus) -> str:
     return f"VIP {entry.vip.address}: {_owner(entry)}"
 
@@ -199,8 +221,8 @@ def _rows(entry: VirtualServiceStatus, *, rate: bool) -> Iterator[tuple[str | Te
         f"{entry.protocol} {_endpoint(entry.vip.address, entry.ports)}",
         _scheduler(entry),
         "",
-        _short(sum(server.active_connections for server in entry.real_servers)),
-        _short(sum(server.inactive_connections for server in entry.real_servers)),
+        _short(_sum(server.active_connections for server in entry.real_servers)),
+        _short(_sum(server.inactive_connections for server in entry.real_servers)),
         _short(numbers.connections),
         _short(numbers.packets_in),
         _short(numbers.bytes_in),
@@ -252,8 +274,20 @@ def _endpoint(address: str, port: str) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _short(number: int) -> str:
-    """A number in at most five characters, as ipvsadm shortens them."""
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    """Their sum; None where one is not known."""
+    total = 0
+    for number in numbers:
+        if number is None:
+            return None
+        total += number
+    return total
+
+
+def _short(number: int | None) -> str:
+    """A number in at most five characters, as ipvsadm shortens them; a dash for an unknown one."""
+    if number is None:
+        return "-"
     value = float(number)
     for unit in _UNITS[:-1]:
         if value < 10_000:

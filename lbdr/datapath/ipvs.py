@@ -24,7 +24,7 @@ from pyroute2.netlink.generic import AsyncGenericNetlinkSocket
 from pyroute2.netlink.generic.ipvs import GENL_NAME
 
 from lbdr.datapath import ipvs_wire as wire
-from lbdr.errors import KernelError, LbdrError, PrivilegeError
+from lbdr.errors import KernelError, LbdrError, NoIpvsError, PrivilegeError
 from lbdr.model import (
     Key,
     ObservedRealServer,
@@ -79,13 +79,15 @@ class Ipvs:
         """Connect, loading the kernel's module if it is not loaded.
 
         Raises:
-            KernelError: this kernel has no IPVS.
+            NoIpvsError: this kernel has no IPVS.
         """
         async with _Discovery(flags=0) as discovery:
             try:
                 await discovery.bind(GENL_NAME, genlmsg)
             except NetlinkError as error:
-                raise KernelError(
+                if error.code != errno.ENOENT:
+                    raise KernelError("ask for IPVS by netlink", errno=error.code) from error
+                raise NoIpvsError(
                     "this kernel has no IPVS",
                     hint="modprobe ip_vs; if that fails, run a kernel with CONFIG_IP_VS "
                     "(Debian's linux-image-amd64 has it)",

@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from lbdr.datapath import arp, sysctl
+from lbdr.datapath import arp, ipvs_text, sysctl
 from lbdr.datapath.addresses import Addresses
 from lbdr.datapath.announce import Announcer, announce
 from lbdr.datapath.ipvs import BATCH, Ipvs
-from lbdr.errors import AddressInUseError, LbdrError
+from lbdr.datapath.ipvs_text import Scheduled
+from lbdr.datapath.own_table import OwnTable
+from lbdr.errors import AddressInUseError, LbdrError, NoIpvsError
 from lbdr.model import (
     Address,
     AddressProbe,
@@ -39,6 +49,10 @@ from lbdr.operations import (
     service_key,
 )
 
+BeforeClaim = Callable[[Collection[VirtualAddress]], Awaitable[Mapping[VirtualAddress, LbdrError]]]
+"""Called once services are there, with the VIPs that are to be claimed: has what their packets need
+ready. Those that it answers have nothing behind them and are not claimed, with the reason."""
+
 _YIELD_EVERY = 32  # services observed between two turns of the event loop
 
 
@@ -60,27 +74,33 @@ class Outcome:
 class Kernel:
     """IPVS, addresses, ARP and sysctls of the calling thread's network namespace.
 
-    Made by `open`, inside a running event loop. `before_claim`, where it is set, is called when
-    services are there and VIPs are to be claimed; the VIPs that it returns have nothing behind them
-    and are not.
+    Made by `open`, inside a running event loop. Where the kernel has no IPVS, a table of lbdr's own
+    is in its place, and the fast path alone forwards.
+
+    Args:
+        ipvs: or what stands in its place.
+        addresses: of the interfaces.
     """
 
-    def __init__(self, ipvs: Ipvs, addresses: Addresses) -> None:
+    def __init__(self, ipvs: Ipvs | OwnTable, addresses: Addresses) -> None:
         self.ipvs = ipvs
         self.addresses = addresses
         self.probe = AddressProbe()
         self.announcer: Announcer | None = None
-        self.before_claim: Callable[[], Awaitable[Collection[Address]]] | None = None
+        self.before_claim: BeforeClaim | None = None
 
     @classmethod
     async def open(cls) -> Self:
         """Connect to every subsystem.
 
         Raises:
-            KernelError: this kernel has no IPVS.
+            KernelError: IPVS does not answer.
             PrivilegeError: the caller may not use it (CAP_NET_ADMIN).
         """
-        ipvs = await Ipvs.open()
+        try:
+            ipvs = await Ipvs.open()
+        except NoIpvsError:
+            return cls(OwnTable(), Addresses())
         try:
             ipvs.timeouts()  # any request tells whether one may ask
         except LbdrError:
@@ -104,7 +124,22 @@ class Kernel:
     ) -> None:
         self.close()
 
+    @property
+    def own_table(self) -> OwnTable | None:
+        """What stands in IPVS's place; None where there is IPVS."""
+        return self.ipvs if isinstance(self.ipvs, OwnTable) else None
+
     # --- what is there ---------------------------------------------------------------------------
+
+    def schedules(self) -> dict[Key, tuple[str, tuple[Scheduled, ...]]]:
+        """The scheduler of each service, and its real servers in the order of the list.
+
+        Raises:
+            KernelError: IPVS's table cannot be read.
+        """
+        if self.own_table is not None:
+            return self.own_table.schedules()
+        return ipvs_text.schedules(ipvs_text.read())
 
     async def observe_services(
         self, keys: Iterable[Key] | None = None
@@ -149,7 +184,9 @@ class Kernel:
         run = _Run(self, network, held.append, between)
         try:
             for subsystem, group in itertools.groupby(operations, key=_subsystem):
-                await subsystem(run, list(group))
+                some = list(group)
+                await run.ready(some)
+                await subsystem(run, some)
                 if subsystem not in _CLAIMING:
                     _pass_on(held, report)
         finally:
@@ -174,8 +211,29 @@ class _Run:
         self._failed_addresses: set[VirtualAddress] = set()
         self._refused: set[Address] = set()  # VIPs of services that the kernel refused
         self._served: set[Address] = set()  # VIPs of services that were added
-        self._asked = False  # what must be there before a VIP is claimed
         self._outdated: Collection[Key] = ()
+        self._ready: set[VirtualAddress] = set()  # VIPs for which it was asked
+        self._unready: dict[VirtualAddress, LbdrError] = {}
+
+    async def ready(self, operations: Iterable[Operation]) -> None:
+        """Before VIPs are claimed: what their packets need has to be there first."""
+        if self._kernel.before_claim is None:
+            return
+        vips = {op.vip for op in operations if isinstance(op, ProbeAddress | AddAddress)}
+        if vips - self._ready:
+            self._unready |= await self._kernel.before_claim(vips)
+            self._ready |= vips
+
+    def _tell_unready(self, operation: ProbeAddress | AddAddress | DeleteAddress) -> bool:
+        """Whether a claim is not to be made, and it was told now."""
+        error = self._unready.get(operation.vip)
+        if error is None or operation.vip in self._failed_addresses:
+            return False
+        if isinstance(operation, DeleteAddress):
+            return False
+        self._failed_addresses.add(operation.vip)
+        self._report(Outcome(operation, error))
+        return True
 
     async def services(self, operations: list[IpvsOperation]) -> None:
         for group in _batches(operations):
@@ -215,7 +273,8 @@ class _Run:
 
     async def probes(self, operations: list[ProbeAddress]) -> None:
         """All at once, since each takes its time; none of a VIP that has nothing behind it."""
-        unserved = (self._refused - self._served) | await self._unready()
+        unserved = self._refused - self._served
+        operations = [operation for operation in operations if not self._tell_unready(operation)]
         for operation in operations:
             if operation.vip.address in unserved:
                 self._failed_addresses.add(operation.vip)
@@ -234,13 +293,6 @@ class _Run:
             return
         for operation in operations:
             self._judge_probe(operation, answers.get(operation.vip))
-
-    async def _unready(self) -> set[Address]:
-        """The VIPs that must not be claimed yet, asked once."""
-        if self._asked or self._kernel.before_claim is None:
-            return set()
-        self._asked = True
-        return set(await self._kernel.before_claim())
 
     async def _probe_alone(self, operation: ProbeAddress) -> None:
         try:
@@ -271,13 +323,10 @@ class _Run:
 
     async def addresses(self, operations: list[AddAddress | DeleteAddress]) -> None:
         possible = []
-        unclaimed = {vip.address for vip in self._failed_addresses}
-        adding = {op.vip for op in operations if isinstance(op, AddAddress)}
-        if adding:  # on another interface, where they were not probed
-            unready = await self._unready()
-            self._failed_addresses |= {vip for vip in adding if vip.address in unready}
-            unclaimed |= unready
+        unclaimed = {vip.address for vip in (*self._failed_addresses, *self._unready)}
         for operation in operations:
+            if self._tell_unready(operation):
+                continue
             # one that moves is not deleted here when it could not be added there
             if operation.vip.address in unclaimed:
                 self._report(Outcome(operation, skipped=True))

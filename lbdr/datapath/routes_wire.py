@@ -49,6 +49,8 @@ _FIXED = NUD_PERMANENT | NUD_NOARP
 
 _ARPHRD_ETHER = 1
 _IFF_NOARP = 0x80
+_IFF_LOOPBACK = 0x8
+_SHARING = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap"})
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 
 _HEADER = struct.Struct("=IHHII")
@@ -72,6 +74,9 @@ class Link:
         lower: index of the device below a VLAN device; None for any other device, and where it is
             in another namespace.
         tag: TPID and VLAN ID of a VLAN device.
+        loopback: it is lo.
+        port: of a bridge, bond or another device that takes its frames.
+        shared: index of the device whose frames a macvlan or ipvlan takes; None for any other.
     """
 
     index: int
@@ -82,6 +87,9 @@ class Link:
     resolves: bool = True
     lower: int | None = None
     tag: tuple[int, int] | None = None
+    loopback: bool = False
+    port: bool = False
+    shared: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +168,12 @@ def link_of(message: Any) -> Link:
     """The device that a link message tells of."""
     ethernet = message["ifi_type"] == _ARPHRD_ETHER
     lower = tag = None
-    if message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "vlan":
+    kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
+    here = message.get_attr("IFLA_LINK_NETNSID") is None
+    if kind == "vlan":
         data = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
         tag = (data.get_attr("IFLA_VLAN_PROTOCOL"), data.get_attr("IFLA_VLAN_ID"))
-        if message.get_attr("IFLA_LINK_NETNSID") is None:
+        if here:
             lower = message.get_attr("IFLA_LINK")
     return Link(
         index=message["index"],
@@ -174,6 +184,9 @@ def link_of(message: Any) -> Link:
         resolves=ethernet and not message["flags"] & _IFF_NOARP,
         lower=lower,
         tag=tag,
+        loopback=bool(message["flags"] & _IFF_LOOPBACK),
+        port=bool(message.get_attr("IFLA_MASTER")),
+        shared=message.get_attr("IFLA_LINK") if here and kind in _SHARING else None,
     )
 
 

@@ -239,6 +239,8 @@ class FastPath:
         before, flags = service.line, wanted.flags
         there = ServiceFlag(self.maps.services[service.word] >> 32)
         service.leaving = before is not None and bool((there ^ flags) & _DECIDES)
+        if ServiceFlag.ALONE in flags:  # nobody would have what the table left
+            service.leaving = False
         service.left = service.left and service.leaving
         if service.leaving:
             flags = flags & ~_DECIDES | there & _DECIDES

@@ -58,6 +58,9 @@ class Attachments:
         outgoing: Collection[int],
         every: Collection[int],
         marking: Collection[int] = (),
+        guarded: Collection[int] = (),
+        *,
+        look: bool = True,
     ) -> list[Attachment]:
         """Attach to devices what is not attached yet, and detach from all others.
 
@@ -66,6 +69,8 @@ class Attachments:
             outgoing: of those that lead to servers whose service IPVS decides.
             every: of all devices.
             marking: of those that VIPs are on of services that are only marked: without XDP.
+            guarded: of those where tc ingress is only to keep VIPs' packets from the local stack.
+            look: whether those are still attached, too.
 
         Returns:
             How each incoming device serves.
@@ -75,14 +80,18 @@ class Attachments:
         """
         wanted = {(ifindex, tc.Direction.INGRESS) for ifindex in (*incoming, *marking)}
         wanted |= {(ifindex, tc.Direction.EGRESS) for ifindex in outgoing}
+        wanted |= {(ifindex, tc.Direction.INGRESS) for ifindex in guarded}
         if self._filters is None:  # an earlier process may have left some
             self._filters = await _filters(every)
         for ifindex in sorted({*incoming, *marking}):
             await self._attach_tc(self._programs.tc, ifindex, tc.Direction.INGRESS)
         found = [self._attach_xdp(ifindex) for ifindex in sorted(incoming)]
+        for ifindex in sorted({*guarded} - {*incoming, *marking}):
+            if look or (ifindex, tc.Direction.INGRESS) not in self._filters:
+                await self._guard(ifindex)
         for ifindex in sorted(outgoing):
             await self._attach_tc(self._programs.learn, ifindex, tc.Direction.EGRESS)
-        for ifindex, pin in list(_links(self._programs.directory)):
+        for ifindex, pin in list(links(self._programs.directory)):
             if ifindex not in incoming:
                 bpf.unpin(pin)
                 log.info("detached XDP from %s", device(ifindex))
@@ -100,6 +109,13 @@ class Attachments:
             log.debug("a device of the fast path is gone: %s", error)
             return False
         return None not in found
+
+    async def _guard(self, ifindex: int) -> None:
+        try:
+            await self._attach_tc(self._programs.tc, ifindex, tc.Direction.INGRESS)
+        except KernelError as error:
+            if error.errno != errno.ENODEV:  # it has just gone, and all is well
+                raise
 
     async def _attach_tc(self, program: Program, ifindex: int, direction: tc.Direction) -> None:
         if await tc.attached(ifindex, direction) == program.info().id:
@@ -174,7 +190,7 @@ async def remove(directory: Path, devices: Iterable[int]) -> None:
     Raises:
         KernelError, PrivilegeError: something cannot be detached.
     """
-    for ifindex, pin in list(_links(directory)):
+    for ifindex, pin in list(links(directory)):
         bpf.unpin(pin)
         log.info("detached XDP from %s", device(ifindex))
     for ifindex in sorted(devices):
@@ -190,6 +206,11 @@ def _forget(directory: Path) -> None:
     directory.rmdir()
 
 
-def _links(directory: Path) -> Iterator[tuple[int, Path]]:
+def links(directory: Path) -> Iterator[tuple[int, Path]]:
+    """The devices that XDP is attached to, by index, with the pin of the link that does it.
+
+    Args:
+        directory: of the pins.
+    """
     for pin in directory.glob(f"{_PREFIX}*"):
         yield int(pin.name.removeprefix(_PREFIX)), pin

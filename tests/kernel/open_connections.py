@@ -123,7 +123,7 @@ class Connections:
 
     @property
     def clients(self) -> list[tuple[str, int]]:
-        """The client's address and port of each."""
+        """The address and port that each has here."""
         return [connection.getsockname()[:2] for connection in self._open]
 
     @property

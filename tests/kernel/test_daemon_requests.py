@@ -69,27 +69,30 @@ def test_status_shows_names_states_and_the_owner(daemon: Daemon) -> None:
 
 
 def test_rates_and_counts_move_under_load(daemon: Daemon) -> None:
-    before = daemon.status().virtual_services[0].totals.connections
+    def connections() -> int:
+        return daemon.status().virtual_services[0].totals.connections or 0
+
+    before = connections()
     with Load(daemon.lab) as load:
 
         def moving() -> bool:
             web = daemon.status().virtual_services[0]
-            return web.rates.connections > 0 and web.rates.bytes_in > 0
+            return bool(web.rates.connections and web.rates.bytes_in)
 
         soon(moving, "rates above 0", timeout=15)
         load.more(10)
     assert load.failures == []
 
     def counted() -> int:
-        return daemon.status().virtual_services[0].totals.connections - before
+        return connections() - before
 
     soon(lambda: counted() == load.count, "all are counted")  # the kernel sums up every 2 s
     web = daemon.status().virtual_services[0]
-    assert sum(one.totals.connections for one in web.real_servers) >= load.count
-    counts = {one.name: one.totals.connections for one in web.real_servers}
+    counts = {one.name: one.totals.connections or 0 for one in web.real_servers}
+    assert sum(counts.values()) >= load.count
     assert all(counts[name] >= count for name, count in load.answers.items())
     # some are remembered for a while after their end
-    assert sum(one.active_connections + one.inactive_connections for one in web.real_servers) > 0
+    assert any(one.active_connections or one.inactive_connections for one in web.real_servers)
 
 
 def test_a_standby_shows_who_owns_the_vip(daemon: Daemon) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 from lbdr.datapath.addresses import Addresses
+from lbdr.datapath.ipvs import Ipvs
 from lbdr.datapath.kernel import Kernel, Outcome
 from lbdr.desired import SYSCTLS
 from lbdr.errors import AddressInUseError, KernelError, LbdrError
@@ -267,6 +268,7 @@ class SimulatedKernel(Kernel):
 
     def __init__(self, world: World) -> None:  # it has no sockets to hand to Kernel
         self.world = world
+        self.ipvs = cast("Ipvs", None)
         self.addresses = cast("Addresses", _Addresses(world))
         self.probe = AddressProbe()
         self.announcer = None

@@ -16,7 +16,6 @@ from lbdr.datapath.ipvs import BATCH, Ipvs
 from lbdr.datapath.kernel import Kernel, Outcome
 from lbdr.errors import AddressInUseError, KernelError, LbdrError
 from lbdr.model import (
-    Address,
     AddressProbe,
     HostNetwork,
     Protocol,
@@ -201,6 +200,71 @@ def test_many_operations_go_in_few_sends(lab: Lab) -> None:
     assert [operation for batch in lab.ipvs.batches for operation in batch] == operations
 
 
+# --- what VIPs need is ready before they are claimed ---------------------------------------------
+
+
+class Readiness:
+    """What is asked before a VIP is claimed, and what was done until then."""
+
+    def __init__(self, lab: Lab, unready: Collection[VirtualAddress] = ()) -> None:
+        self._lab = lab
+        self._unready = unready
+        self.asked: list[set[VirtualAddress]] = []
+        lab.kernel.before_claim = self._ready
+
+    async def _ready(self, vips: Collection[VirtualAddress]) -> dict[VirtualAddress, LbdrError]:
+        assert not self._lab.probed
+        assert not self._lab.addresses.calls
+        self.asked.append(set(vips))
+        return {vip: KernelError("nothing forwards") for vip in vips if vip in self._unready}
+
+
+def test_who_forwards_is_ready_after_the_services_and_before_the_vips(lab: Lab) -> None:
+    readiness = Readiness(lab)
+    claim: list[Operation] = [ProbeAddress(VIP), AddAddress(VIP), AnnounceAddress(VIP)]
+    operations = [*added(WEB, 2), *claim]
+    assert lab.apply(operations) == done(operations)
+    assert readiness.asked == [{VIP}]
+    assert lab.ipvs.batches
+
+
+def test_who_forwards_is_asked_also_where_nobody_is_probed(lab: Lab) -> None:
+    readiness = Readiness(lab)
+    operations: list[Operation] = [AddAddress(VIP), AnnounceAddress(VIP)]
+    assert lab.apply(operations) == done(operations)
+    assert readiness.asked == [{VIP}]
+
+
+def test_nobody_is_asked_where_no_vip_is_claimed(lab: Lab) -> None:
+    readiness = Readiness(lab)
+    operations = [DeleteAddress(VIP), *added(WEB, 1), SetSysctl("a", "1")]
+    lab.apply(operations)
+    assert readiness.asked == []
+
+
+@pytest.mark.parametrize("probes", [[ProbeAddress(VIP), ProbeAddress(VIP2)], []])
+def test_a_vip_for_which_nothing_forwards_is_not_claimed(
+    lab: Lab, probes: list[ProbeAddress]
+) -> None:
+    """It is told once, and does not leave the interface where it is."""
+    Readiness(lab, [VIP])
+    former = VirtualAddress(VIP.address, "eth9")
+    told = lab.apply(
+        [
+            *probes,
+            *map(AddAddress, (VIP, VIP2)),
+            AnnounceAddress(VIP),
+            AnnounceAddress(VIP2),
+            DeleteAddress(former),
+        ]
+    )
+    refused = [line for line in told if line.startswith("failed")]
+    assert refused == [f"failed: {(probes[0] if probes else AddAddress(VIP)).command}"]
+    assert [call for call in lab.addresses.calls if call] == [[AddAddress(VIP2)]]
+    assert [vip for vip, _ in lab.announced] == [VIP2]
+    assert f"skipped: {DeleteAddress(former).command}" in told
+
+
 # --- services -------------------------------------------------------------------------------------
 
 
@@ -254,42 +318,6 @@ def test_between_sends_something_urgent_has_its_turn(lab: Lab) -> None:
 
     lab.apply(added(WEB, 2 * BATCH), between)
     assert turns == [1, 2, 3]
-
-
-def test_what_must_be_there_before_a_vip_is_asked_between(lab: Lab) -> None:
-    """Once, when services are there and nobody was probed for or told of the VIP."""
-    asked: list[tuple[int, int, int]] = []
-
-    async def before_claim() -> Collection[Address]:
-        asked.append((len(lab.ipvs.batches), len(lab.probed), len(lab.addresses.calls)))
-        return ()
-
-    lab.kernel.before_claim = before_claim
-    claim: list[Operation] = [ProbeAddress(VIP), AddAddress(VIP), AnnounceAddress(VIP)]
-    assert lab.apply([*added(WEB, 1), *claim]) == done([*added(WEB, 1), *claim])
-    assert asked == [(2, 0, 0)]
-    lab.apply([*added(WEB, 1), DeleteAddress(VIP)])  # nothing is claimed
-    assert len(asked) == 1
-    lab.apply([AddAddress(VIP), AnnounceAddress(VIP)])  # that moves from another interface
-    assert len(asked) == 2
-
-
-@pytest.mark.parametrize("probed", [True, False])
-def test_a_vip_with_nothing_ready_behind_it_is_not_claimed(lab: Lab, probed: bool) -> None:
-    async def before_claim() -> Collection[Address]:
-        return {VIP.address}
-
-    lab.kernel.before_claim = before_claim
-    probes: list[Operation] = [ProbeAddress(VIP), ProbeAddress(VIP2)] if probed else []
-    claims: list[Operation] = [AddAddress(VIP), AddAddress(VIP2)]
-    claims += [AnnounceAddress(VIP), AnnounceAddress(VIP2)]
-    outcomes = lab.apply([*probes, *claims])
-    assert outcomes == [
-        f"{'skipped' if operation.vip == VIP else 'done'}: {operation.command}"
-        for operation in [*probes, *claims]
-        if isinstance(operation, ProbeAddress | AddAddress | AnnounceAddress)
-    ]
-    assert lab.addresses.calls == [[AddAddress(VIP2)]]
 
 
 def test_what_is_out_of_date_is_not_done(lab: Lab) -> None:

@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 
 from lbdr.desired import SYSCTLS
 from lbdr.errors import StateError
-from lbdr.model import MarkKey, Protocol, Role, ServiceKey, VirtualAddress
+from lbdr.model import (
+    MarkKey,
+    Protocol,
+    RealServer,
+    Role,
+    Service,
+    ServiceKey,
+    VirtualAddress,
+)
 from lbdr.operator_states import OperatorState, Standing
 from lbdr.plan import Ownership
 from lbdr.state import State, StateStore
@@ -54,6 +62,19 @@ states = st.builds(
         ),
         max_size=3,
     ),
+    table=st.lists(
+        st.builds(
+            Service,
+            st.builds(ServiceKey, st.just(Protocol.TCP), addresses, st.integers(0, 65535)),
+            st.just("mh"),
+            st.frozensets(st.sampled_from(["mh-port", "mh-fallback"])),
+            real_servers=st.lists(
+                st.builds(RealServer, addresses, st.integers(0, 65535), st.integers(0, 65535)),
+                max_size=3,
+            ).map(tuple),
+        ),
+        max_size=3,
+    ).map(tuple),
 )
 ONE = State(
     owned=Ownership(
@@ -113,6 +134,7 @@ def test_the_file_is_for_people_to_read(store: StateStore) -> None:
                 "deadline": 2e9,
             }
         ],
+        "table": [],
     }
 
 
