@@ -20,10 +20,12 @@ def test_ipvs_loads_by_itself(debian_kernel: DebianKernel) -> None:
 
 def test_the_demo_runs(debian_kernel: DebianKernel) -> None:
     """The real daemon, solve-arp and traffic on the kernel that users run."""
-    done = debian_kernel(sys.executable, "scripts/lib/demo.py", "--json", seconds=400)
+    command = [sys.executable, "scripts/lib/demo.py", "--ipvs-alone", "--json"]
+    done = debian_kernel(*command, seconds=400)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     result = json.loads(done.stdout.splitlines()[-1])
     assert "-amd64" in result["kernel"]
+    assert result["engines"] == ["ipvs"]
     assert result["failed"] == 0
     assert sum(result["servers"].values()) == result["requests"]
     assert result["client_address_seen"]
