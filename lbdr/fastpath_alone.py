@@ -16,7 +16,8 @@ from lbdr.datapath.attach_notices import attachment_changes
 from lbdr.datapath.routes_wire import Link
 from lbdr.datapath.xdp import FastPath
 from lbdr.datapath.xdp_attach import Attachment
-from lbdr.datapath.xdp_layout import PASSED_UP, Reason
+from lbdr.datapath.xdp_counts import without_ipvs
+from lbdr.datapath.xdp_layout import Reason
 from lbdr.datapath.xdp_wanted import KnownFlow, WantedService
 from lbdr.director import Director
 from lbdr.errors import KernelError, LbdrError, PrivilegeError
@@ -67,7 +68,7 @@ class AloneKeeper(FastPathKeeper):
             PrivilegeError, KernelError: they cannot be had, so nothing would forward.
         """
         log.warning(
-            "this kernel has no IPVS: XDP or tc forwards alone, and what it cannot is dropped"
+            "this kernel has no IPVS: XDP or tc forwards alone, and drops what it cannot forward"
         )
         try:
             async with self._following:
@@ -204,8 +205,5 @@ class AloneKeeper(FastPathKeeper):
 
     def _reasons(self, fast: FastPath, key: Key | None) -> dict[Reason, int]:
         """Why packets were not forwarded: XDP drops most of them itself."""
-        found = super()._reasons(fast, key)
-        for reason, count in fast.reasons(key, tc=False).items():
-            if reason not in PASSED_UP:
-                found[reason] = found.get(reason, 0) + count
-        return found
+        halves = (fast.reasons(key, tc=tc) for tc in (False, True))
+        return without_ipvs(*halves)

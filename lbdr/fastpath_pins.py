@@ -22,9 +22,11 @@ from lbdr.datapath.bpf_fs import mount_bpffs, on_bpffs
 from lbdr.datapath.mh_check import MhVerdict
 from lbdr.datapath.neighbours import Neighbours
 from lbdr.datapath.xdp import FastPath
+from lbdr.datapath.xdp_counts import Counted, read_pinned
 from lbdr.datapath.xdp_layout import SCHEMA, Capacity
 from lbdr.datapath.xdp_programs import DirectorPrograms, make_directory, prepare
 from lbdr.errors import KernelError, LbdrError, PrivilegeError
+from lbdr.model import Traffic
 from lbdr.paths import Paths
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,11 @@ def is_there(paths: Paths) -> bool:
 def served_natively(paths: Paths) -> list[int]:
     """The devices, by index, to which XDP is attached by a pinned link."""
     return sorted(ifindex for ifindex, _ in xdp_attach.links(pins_of(paths)))
+
+
+def counted(paths: Paths) -> dict[Traffic, Counted]:
+    """What the programs counted; raises as xdp_counts.read_pinned does."""
+    return read_pinned(pins_of(paths))
 
 
 async def open_pinned(paths: Paths, capacity: Capacity) -> tuple[FastPath, bool, ExitStack]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,9 +18,10 @@ from lbdr.desired import expand
 from lbdr.director import Director
 from lbdr.errors import ConfigError, Problem
 from lbdr.fastpath_alone import keeper_of
+from lbdr.fastpath_status import FastCounts, with_fast_path
 from lbdr.marked_services import refuse_collisions
 from lbdr.marks import assign, needing
-from lbdr.model import DesiredState, HostNetwork
+from lbdr.model import DesiredState, HostNetwork, Role, Service
 from lbdr.operator_states import OperatorStates, in_force, overrides
 from lbdr.paths import Paths, exclusive
 from lbdr.plan import Plan
@@ -177,17 +178,31 @@ async def status(paths: Paths) -> Status:
             kernel=os.uname().release,
             daemon=None,
         )
-        return found if session.ipvs else without_ipvs(_forwarding(paths, found))
+        if session.ipvs:
+            return found
+        wanted = expand(
+            configuration, session.network, role=Role.STANDBY, marks=state.marks, ipvs=False
+        )
+        return without_ipvs(_forwarding(paths, found, wanted.services.values()))
 
 
-def _forwarding(paths: Paths, status: Status) -> Status:
-    """Who forwards where no daemon counts: what one, or `apply`, left attached."""
+def _forwarding(paths: Paths, status: Status, services: Iterable[Service]) -> Status:
+    """What forwards where no daemon runs: what one, or `apply`, left attached."""
     if not fastpath_pins.is_there(paths):
         off = FastPathDirector(reason="no programs are attached: `lbdr apply`, or a daemon")
-        return status.model_copy(update={"fastpath": off})
+        return with_fast_path(status, off, {}, {})
     devices = [
         FastPathDevice(device=device(ifindex), mode="native")
         for ifindex in fastpath_pins.served_natively(paths)
     ]
+    found = fastpath_pins.counted(paths)
+    counts = {
+        service.name: FastCounts(
+            {str(rip): served for rip, served in counted.servers.items()},
+            {reason.name.lower(): count for reason, count in counted.reasons.items()},
+        )
+        for service in services
+        if service.traffic is not None and (counted := found.get(service.traffic)) is not None
+    }
     on = FastPathDirector(state="forwards", devices=devices)
-    return status.model_copy(update={"fastpath": on})
+    return with_fast_path(status, on, counts, {})

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Container, Sequence
 
 from lbdr import tracking
+from lbdr.datapath import xdp_counts
 from lbdr.datapath import xdp_layout as layout
 from lbdr.datapath.xdp_keys import Owned, delete_keys, write_keys
 from lbdr.datapath.xdp_layout import FastServer, FastService, Place, ServiceFlag
@@ -67,12 +68,8 @@ class FastPath:
 
     def served(self, key: Key) -> dict[Address, tuple[int, int]]:
         """Packets and bytes that each real server of a service got."""
-        served = self.maps["served"]
-        found: dict[Address, tuple[int, int]] = {}
-        for address, placed in self._services[key].servers.items():
-            packets, octets = served.totals(served.lookup(layout.U32.pack(placed.index)) or b"")
-            found[address] = packets, octets
-        return found
+        placed = self._services[key].servers
+        return {address: xdp_counts.served(self.maps, one.index) for address, one in placed.items()}
 
     def reasons(self, key: Key | None, *, tc: bool) -> dict[layout.Reason, int]:
         """Packets of a service that were not forwarded; of none yet for None.
@@ -82,15 +79,7 @@ class FastPath:
             tc: counted at tc ingress, which sees what XDP passed up, instead of in XDP.
         """
         index = 0 if key is None else self._services[key].index
-        first = index * layout.REASONS + tc * layout.REASONS_OF_TC
-        counts = self.maps.array("reasons")
-        size = counts.value_size
-        values = counts.read_range(first, layout.REASONS_OF_TC)
-        totals = {
-            reason: counts.totals(values[reason * size : (reason + 1) * size])[0]
-            for reason in layout.Reason
-        }
-        return {reason: count for reason, count in totals.items() if count}
+        return xdp_counts.reasons(self.maps, index, tc=tc)
 
     def has_table(self, key: Key) -> bool:
         """Whether a table decides for a service, and not IPVS."""

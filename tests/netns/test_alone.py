@@ -21,6 +21,7 @@ from lbdr.datapath.xdp_maps import DirectorMaps
 from lbdr.datapath.xdp_places import read_slots
 from lbdr.maglev import MaglevServer, MaglevTable
 from lbdr.model import Protocol
+from lbdr.status import Status
 from tests.alone import (
     FOLLOWED,
     HASHED,
@@ -116,6 +117,8 @@ def test_each_client_goes_where_the_table_says(lab: Lab, daemon: Daemon) -> None
 
 
 def test_what_ipvs_would_know_is_unknown(lab: Lab, daemon: Daemon) -> None:
+    with Connections(lab, VIP, 80, 20) as open_:
+        assert not open_.wrong()
     status = daemon.status()
     assert (status.engine, status.fastpath.state) == ("alone", "forwards")
     assert [(one.device, one.mode) for one in status.fastpath.devices] == [(INTERFACE, "native")]
@@ -234,6 +237,10 @@ def test_an_apply_without_a_daemon(lab: Lab, daemon: Daemon) -> None:
     assert knocking.met.keys() == {"open"}
     shown = lab.run("director", [str(LBDR), "status", *daemon.places]).stdout
     assert f"no IPVS in this kernel; forwards: XDP alone on {INTERFACE}" in shown.splitlines()
+    told = lab.run("director", [str(LBDR), "status", "--json", *daemon.places]).stdout
+    (web,) = Status.model_validate_json(told).virtual_services
+    assert web.fastpath.state == "forwards"
+    assert web.fastpath.packets == sum(one.totals.packets_in for one in web.real_servers) > 100
 
 
 def test_all_of_it_comes_and_goes_without_a_daemon(lab: Lab, daemon: Daemon) -> None:
