@@ -45,6 +45,7 @@ REQUESTS = 100
 _ETH_P_IP = 0x0800
 BPFFS = Path("/sys/fs/bpf")
 _FIRST_PORT = 40_000  # of the client's: the same ones each time, so that choices can be compared
+_ADDING_UP = 2.5  # seconds in which IPVS adds up its counters once
 _COMPILING = 150.0  # seconds that an emulated machine may take
 _PLACES = ("--run-dir", "--state-dir", "--bpf-dir", "--root")  # of no interest to who watches
 
@@ -106,7 +107,7 @@ class Demo:
                 _title("The same again by IPVS: it chooses alike, so XDP can come and go")
                 self._show("director", "fastpath", "off", *self._places)
                 traffic.append(self._requests("forwarded by IPVS alone"))
-                by_ipvs = wait_for(self._counted, "IPVS counted", timeout=10)  # every 2 seconds
+                by_ipvs = self._counted()
                 self._show("director", "fastpath", "on", *self._places)
             result = self._result(traffic, answering, by_xdp, by_ipvs)
             self._explain(result, traffic[0])
@@ -148,7 +149,7 @@ class Demo:
         with self._log.open("w") as log:
             process = self._lab.popen("director", command, stderr=log)
         try:
-            wait_for(lambda: self._ready(process), "the daemon is ready", timeout=60)
+            wait_for(lambda: self._ready(process), "the daemon is ready", timeout=120)
         except TimeoutError:
             sys.stderr.write(self._log.read_text())
             raise
@@ -201,10 +202,17 @@ class Demo:
     def _name_of(self, mac: str) -> str:
         return next((host.name for host in self._lab.hosts.values() if host.mac == mac), mac)
 
-    def _counted(self) -> Status | None:
-        """The status, once IPVS has counted what it forwarded."""
-        status = self._status()
-        return status if status.virtual_services[0].totals.packets_in else None
+    def _counted(self) -> Status:
+        """The status, once IPVS has added up all that it forwarded, as it does every 2 seconds."""
+        before = 0
+        for _ in range(10):
+            status = self._status()
+            counted = status.virtual_services[0].totals.packets_in
+            if counted and counted == before:
+                break
+            before = counted
+            time.sleep(_ADDING_UP)
+        return status
 
     def _result(
         self,
