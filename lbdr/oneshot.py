@@ -188,7 +188,7 @@ async def status(paths: Paths) -> Status:
 
 def _forwarding(paths: Paths, status: Status, services: Iterable[Service]) -> Status:
     """What forwards where no daemon runs: what one, or `apply`, left attached."""
-    if not fastpath_pins.is_there(paths):
+    if not fastpath_pins.pins_of(paths).is_dir():
         off = FastPathDirector(reason="no programs are attached: `lbdr apply`, or a daemon")
         return with_fast_path(status, off, {}, {})
     devices = [

@@ -25,8 +25,8 @@ def service(
     fast: bool = False,
     persistence: int | None = None,
     state: RealServerState = "drain",
-    active: int = 0,
-    inactive: int = 0,
+    active: int | None = 0,
+    inactive: int | None = 0,
     packets: int = 0,
 ) -> VirtualServiceStatus:
     server = RealServerStatus(
@@ -78,6 +78,16 @@ def test_connections_are_counted_by_ipvs(given: VirtualServiceStatus, left: int)
     (remaining,) = Draining("rs1").look(status(given), 0.0)
     assert remaining == Remaining("WEB", "drain", left)
     assert not remaining.empty
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_nobody_counts_where_there_is_no_ipvs(protocol: str) -> None:
+    draining = Draining("rs1")
+    given = status(service(protocol=protocol, active=None, inactive=None))
+    for now in (0.0, QUIET - 1, QUIET):
+        (remaining,) = draining.look(given, now)
+        assert (remaining.connections, remaining.quiet) == (None, now)
+        assert remaining.empty is (now == QUIET)
 
 
 def test_nobody_counts_those_of_mh_on_the_fast_path() -> None:

@@ -14,7 +14,7 @@ from lbdr.datapath.ipvs_connections import Connection
 from lbdr.datapath.xdp_explain import By, Explained, LearnedFlow, Leaving
 from lbdr.datapath.xdp_layout import FALLBACK, OLD_SHIFT, TRACKED, Reason, RecordState
 from lbdr.explain import Asked, Choice
-from lbdr.explain_live import Heard, explain, seconds
+from lbdr.explain_live import NO_IPVS, Heard, explain, seconds
 from lbdr.model import PortRange, Ports, Protocol, RealServer, VirtualService
 from lbdr.tracking import Record
 
@@ -192,6 +192,18 @@ def test_without_ipvs_it_is_dropped() -> None:
     found = explain(heard(said, said, table=None, absent="IPVS cannot be asked: no"))
     assert found.new.by == "nobody"
     assert found.why.startswith("dropped, since there is no IPVS here: the MAC")
+
+
+def test_without_ipvs_and_the_fast_path() -> None:
+    found = explain(heard(None, None, off="nothing is pinned", absent=NO_IPVS))
+    assert (found.engine, found.server) == ("alone", None)
+    assert found.why == f"nobody forwards (nothing is pinned); {NO_IPVS}"
+    assert found.table == TABLE
+
+
+def test_without_ipvs_a_table_that_changes_just_now() -> None:
+    found = explain(heard(replace(SAID, server=4), absent=NO_IPVS))
+    assert [words for words in found.differences if words.startswith("lbdr's table names rs1")]
 
 
 def test_without_the_fast_path() -> None:
