@@ -163,11 +163,6 @@ class Reconciler:
             plan, seen = await self.plan(desired, scope, adopt=adopt, network=known)
             plan = replace(plan, operations=(*plan.operations, *silent))
             report = await self._carry_out(plan, seen, desired, why, serve_between)
-            report.skipped = [
-                operation
-                for operation in report.skipped
-                if service_key(operation) not in scope.without
-            ]
             silent[:] = [
                 outcome.operation
                 for outcome in report.failed
@@ -218,12 +213,7 @@ class Reconciler:
             raise StateError(
                 f"{error.message}; nothing was changed in the kernel", hint=error.hint
             ) from error
-        for key in sorted(plan.adopted, key=lambda key: key.sort_key):
-            log.info("adopted: %s is there as wanted, and lbdr's from now on", key)
-        for name in plan.missing_sysctls:
-            if name not in self._missing:
-                self._missing.add(name)
-                log.warning("this kernel has no sysctl %s", name)
+        self._tell_plan(plan)
         if not plan.operations:
             return report
 
@@ -237,7 +227,16 @@ class Reconciler:
                 log.info("%s: %s", why, report.told(outcome.operation))
                 report.applied.append(outcome.operation)
 
-        await self.kernel.apply(plan.operations, network, tell, between)
+        newer: Collection[Key] = ()
+
+        async def note_between() -> Collection[Key]:
+            nonlocal newer
+            newer = await between()
+            return newer
+
+        await self.kernel.apply(plan.operations, network, tell, note_between)
+        # what a newer pass had is as that one left it, and so is whose it is
+        report.skipped = [each for each in report.skipped if service_key(each) not in newer]
         table = self.kernel.own_table
         try:
             self.save(
@@ -247,6 +246,15 @@ class Reconciler:
         except StateError as error:
             report.unsaved = error
         return report
+
+    def _tell_plan(self, plan: Plan) -> None:
+        """What is no operation, and yet news."""
+        for key in sorted(plan.adopted, key=lambda key: key.sort_key):
+            log.info("adopted: %s is there as wanted, and lbdr's from now on", key)
+        for name in plan.missing_sysctls:
+            if name not in self._missing:
+                self._missing.add(name)
+                log.warning("this kernel has no sysctl %s", name)
 
 
 def _worth_another_attempt(report: Report) -> bool:

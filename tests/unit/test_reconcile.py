@@ -491,6 +491,26 @@ def test_between_operations_another_pass_may_run() -> None:
     assert report.error() is None, "who waits for the earlier pass is told of a failure"
 
 
+def test_what_was_added_in_between_stays_lbdrs() -> None:
+    """As when the drift watch sees a service that a long pass adds, and has it looked at."""
+    lab = Lab()
+    dns = Service(DNS, "rr", real_servers=(replace(RS1, port=53),))
+    wanted = holding(Service(WEB, "rr", real_servers=(RS1,), name="WEB"), dns, vips=[VIP])
+    served: set[Key] = set()
+
+    async def between() -> Collection[Key]:
+        if not served:
+            served.update({WEB, DNS} - lab.kernel.service_keys())
+            assert served, "the pass was through with services"
+            scope = Scope(services=frozenset(served), host=False)
+            inner = await lab.reconciler.reconcile(wanted, scope, attempts=1)
+            assert inner.clean
+        return served
+
+    assert lab.patiently(wanted, between=between).error() is None
+    assert lab.reconciler.state.owned.services == {WEB, DNS}
+
+
 # --- crashes --------------------------------------------------------------------------------------
 
 
