@@ -25,6 +25,7 @@ from lbdr.drift import DriftWatch
 from lbdr.errors import ConfigError, LbdrError
 from lbdr.events import EventKind, EventLog
 from lbdr.fastpath_alone import keeper_of
+from lbdr.health_keeper import HealthKeeper
 from lbdr.marked_services import be_able_to_mark, refuse_collisions
 from lbdr.marks import assign
 from lbdr.model import DesiredState, Key, VirtualAddress
@@ -76,7 +77,7 @@ async def run(paths: Paths) -> None:
         daemon = Daemon(director)
         stack.callback(daemon.fastpath.close)
         await daemon.fastpath.begin()
-        server = ControlServer(paths, Requests(director, daemon.reload, daemon.fastpath).handle)
+        server = ControlServer(paths, Requests(director, daemon).handle)
         await server.start()
         stack.push_async_callback(server.close)
         await daemon.serve()
@@ -107,6 +108,7 @@ class Daemon:
         self.fastpath = keeper_of(director)
         self._came_up: set[str] = set()  # interfaces whose neighbours may have forgotten the VIPs
         self._held: set[VirtualAddress] = set()
+        self.health = HealthKeeper(director)
 
     async def serve(self) -> None:
         """Run until the director is to stop; a task that fails ends the daemon, loudly."""
@@ -114,6 +116,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, director.stop.set)
+        self.health.configure()
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = {
@@ -124,6 +127,7 @@ class Daemon:
                         self._watch_drift(),
                         self._watch_others(),
                         self.fastpath.run(),
+                        self.health.run(),
                         self._keep_events(),
                         watchdog(),
                     )
@@ -170,6 +174,7 @@ class Daemon:
             await be_able_to_mark(loaded, self.fastpath.open)
             director.use(loaded)
             self._forget_weights()
+            self.health.configure()
             director.withdrawn = False
         director.set_trouble(_REFUSED, "")
         words = f"configuration {director.paths.config} is in force"

@@ -6,16 +6,19 @@ import asyncio
 import logging
 import operator
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lbdr.config.host import host_problems
 from lbdr.config.load import Loaded
 from lbdr.datapath.announce import Announcer
 from lbdr.datapath.kernel import Kernel
-from lbdr.desired import expand
+from lbdr.desired import Weights, expand
 from lbdr.dirty import Dirty
+from lbdr.effective import by_health
 from lbdr.errors import Problem
 from lbdr.events import EventKind, EventLog
+from lbdr.health.decision import Decision
 from lbdr.marks import Marks, assign
 from lbdr.model import DesiredState, HostNetwork, Key, Role, VirtualAddress
 from lbdr.operator_states import OperatorStates, in_force, next_deadline, overrides
@@ -42,6 +45,7 @@ class Director:
         stop: set when the daemon is to end.
         withdrawn: everything of lbdr's is to leave the kernel.
         events: where what happens is kept; None without a daemon.
+        decisions: who serves, by virtual service; none without a daemon.
     """
 
     paths: Paths
@@ -55,6 +59,7 @@ class Director:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     withdrawn: bool = False
     events: EventLog | None = None
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
     _basis: tuple[object, ...] = ()
     _desired: DesiredState = field(default_factory=DesiredState)
 
@@ -78,7 +83,7 @@ class Director:
         due = next_deadline(state.operator, time.time())
         basis = (
             *(self.loaded, self.network, self.role, placed),
-            *(state.weights, state.operator, due, state.marks),
+            *(state.weights, state.operator, due, state.marks, self.decisions),
         )
         if len(self._basis) != len(basis) or any(map(operator.is_not, self._basis, basis)):
             self._desired = self.desired_by(self.loaded, state.marks)
@@ -98,11 +103,16 @@ class Director:
             loaded.configuration,
             self.network,
             role=state.role or loaded.configuration.director.role,
-            weights=overrides(states, state.weights),
+            weights={**overrides(states, state.weights), **by_health(self.decisions)},
             placed=state.owned.addresses,
             marks=marks,
             ipvs=self.kernel.own_table is None,
         )
+
+    def weights(self) -> Weights:
+        """What stands over the file's weights now."""
+        state = self.reconciler.state
+        return {**overrides(self.operator_states(), state.weights), **by_health(self.decisions)}
 
     def operator_states(self) -> OperatorStates:
         """The real servers that drain or are halted by the operator's word, by service."""

@@ -67,6 +67,14 @@ class FastPathUse(StrEnum):
     OFF = "off"
 
 
+class Standing(StrEnum):
+    """Whether a real server serves, by the operator's word; a later one is stricter."""
+
+    ONLINE = "online"
+    DRAIN = "drain"
+    HALT = "halt"
+
+
 class DrainPersistence(StrEnum):
     """What becomes of clients that persistence binds to a drained real server."""
 

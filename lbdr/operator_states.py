@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from lbdr.desired import Weights
-from lbdr.model import VirtualService
+from lbdr.model import Standing, VirtualService
 
 EVERYWHERE = ""
 """In place of a virtual service's name."""
-
-
-class Standing(StrEnum):
-    """Whether a real server serves, by the operator's word; a later one is stricter."""
-
-    ONLINE = "online"
-    DRAIN = "drain"
-    HALT = "halt"
 
 
 _STRICTNESS = list(Standing)

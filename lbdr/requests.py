@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
@@ -16,6 +16,7 @@ from lbdr.control.protocol import (
     EventsRequest,
     EventsResult,
     ExplainRequest,
+    FailbackRequest,
     FastPathRequest,
     FastPathResult,
     FlowsRequest,
@@ -34,13 +35,24 @@ from lbdr.director import Director
 from lbdr.errors import ControlError
 from lbdr.events import EventKind, Wanted, read
 from lbdr.fastpath_keeper import FastPathKeeper
+from lbdr.health_keeper import HealthKeeper
 from lbdr.marks import key_of
 from lbdr.model import Role, VirtualService
-from lbdr.operator_states import EVERYWHERE, OperatorState, changed, overrides
+from lbdr.operator_states import EVERYWHERE, OperatorState, changed
 from lbdr.questions import Questions
 from lbdr.status import Status, director_status
 from lbdr.status_alone import without_ipvs
 from lbdr.vip_owners import vip_owners
+
+
+class Serving(Protocol):
+    """What serves a director: lbdr.daemon.Daemon."""
+
+    fastpath: FastPathKeeper
+    health: HealthKeeper
+
+    async def reload(self) -> None:
+        """Read the configuration again and mark everything."""
 
 
 class Requests:
@@ -48,20 +60,19 @@ class Requests:
 
     Args:
         director: at run time.
-        reload: reads the configuration again and marks everything.
-        fastpath: of the director.
+        daemon: that serves it.
     """
 
     def __init__(
         self,
         director: Director,
-        reload: Callable[[], Awaitable[None]],
-        fastpath: FastPathKeeper,
+        daemon: Serving,
     ) -> None:
         self._director = director
-        self._fastpath = fastpath
-        self._reload = reload
-        self._questions = Questions(director, fastpath)
+        self._fastpath = daemon.fastpath
+        self._health = daemon.health
+        self._reload = daemon.reload
+        self._questions = Questions(director, daemon.fastpath)
 
     async def handle(self, request: Request) -> dict[str, Any]:
         """Do a request.
@@ -83,6 +94,8 @@ class Requests:
                 result = await self._weight(request)
             case OperatorRequest():
                 result = await self._operator(request)
+            case FailbackRequest():
+                result = await self._failback(request)
             case EventsRequest():
                 result = await self._events(request)
             case FastPathRequest():
@@ -106,7 +119,8 @@ class Requests:
             services=await director.kernel.observe_services(),
             owned=director.reconciler.state.owned.services,
             network=director.network,
-            weights=overrides(director.operator_states(), director.reconciler.state.weights),
+            weights=director.weights(),
+            health=self._health.status(),
             marks=director.reconciler.state.marks,
             operator=director.operator_states(),
             owners=await vip_owners(director.loaded.configuration, director.network),
@@ -158,6 +172,7 @@ class Requests:
         for virtual in touched:
             words = f"weight of {request.real_server} in {virtual.name}: {weight}"
             director.tell(EventKind.OPERATOR, words, virtual.name, request.real_server)
+        self._health.configure([virtual.name for virtual in touched])
         self._mark(touched)
         return await self._done()
 
@@ -182,11 +197,13 @@ class Requests:
         if request.deadline is not None:
             words += f", halt in {request.deadline:g} s"
         director.tell(EventKind.OPERATOR, words, request.virtual_service, request.real_server)
-        self._mark(
+        touched = [
             virtual
             for virtual in virtual_services
             if any(server.name == request.real_server for server in virtual.real_servers)
-        )
+        ]
+        self._health.configure([virtual.name for virtual in touched])
+        self._mark(touched)
         return await self._done()
 
     def _mark(self, virtual_services: Iterable[VirtualService]) -> None:
@@ -194,6 +211,29 @@ class Requests:
         marks = self._director.reconciler.state.marks
         keys = (key_of(virtual, marks) for virtual in virtual_services)
         self._director.dirty.mark(key for key in keys if key is not None)
+
+    async def _failback(self, request: FailbackRequest) -> Done:
+        """Hand back what standby servers took over."""
+        director = self._director
+        virtual = self._known(request.virtual_service)
+        self._health.fail_back(virtual.name, request.real_server)
+        words = f"failback of {virtual.name}"
+        director.tell(EventKind.OPERATOR, words, virtual.name, request.real_server or "")
+        self._mark([virtual])
+        return await self._done()
+
+    def _known(self, name: str) -> VirtualService:
+        """The virtual service of a name.
+
+        Raises:
+            ControlError: there is none.
+        """
+        for virtual in self._director.loaded.configuration.virtual_services:
+            if virtual.name == name:
+                return virtual
+        raise ControlError(
+            f"there is no virtual service {name}", hint="`lbdr status` shows the names"
+        )
 
     def _having(self, real_server: str, virtual_service: str | None) -> list[VirtualService]:
         """The virtual services that have a real server, all or the one of a name.

@@ -28,10 +28,11 @@ from lbdr.model import (
     Role,
     Service,
     ServiceKey,
+    Standing,
     Timeouts,
     VirtualAddress,
 )
-from lbdr.operator_states import OperatorState, OperatorStates, Standing
+from lbdr.operator_states import OperatorState, OperatorStates
 from lbdr.plan import Ownership
 
 log = logging.getLogger(__name__)

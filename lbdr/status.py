@@ -24,10 +24,11 @@ from lbdr.model import (
     ObservedService,
     RealServer,
     Role,
+    Standing,
     VirtualService,
     endpoint,
 )
-from lbdr.operator_states import OperatorState, OperatorStates, Standing
+from lbdr.operator_states import OperatorState, OperatorStates
 
 
 class _Model(BaseModel):
@@ -58,16 +59,39 @@ class Totals(_Model):
     bytes_out: int = 0
 
 
-RealServerState = Literal["online", "drain", "halt", "sorry", "spare", "missing", "foreign"]
+RealServerState = Literal[
+    "online", "down", "standby", "drain", "halt", "sorry", "spare", "missing", "foreign"
+]
+
+
+class ServerHealth(_Model):
+    """What is known of a real server of a virtual service.
+
+    Args:
+        verdict: of its checks; unchecked where there are none.
+        serves: whether it is to have new connections.
+        reason: why not; empty where it serves.
+        why: the last deciding check's words.
+        since: when the verdict began, seconds of Unix time.
+        latency: seconds that the last answer took.
+    """
+
+    verdict: Literal["up", "down", "unknown", "unchecked"] = "unchecked"
+    serves: bool = True
+    reason: str = ""
+    why: str = ""
+    since: float | None = None
+    latency: float | None = None
 
 
 class RealServerStatus(_Model):
     """A real server of a virtual service.
 
     Args:
-        state: online; drain (weight 0: open connections finish, no new ones); halt (out, by the
-            operator's word); sorry (stands in); spare (a sorry server that is not needed); missing
-            (wanted, and not in IPVS); foreign (in IPVS, and not wanted).
+        state: online; down (its checks fail); standby (serves while others cannot); drain (weight
+            0: open connections finish, no new ones); halt (out, by the operator's word); sorry
+            (stands in); spare (a sorry server that is not needed); missing (wanted, and not in
+            IPVS); foreign (in IPVS, and not wanted).
         configured_weight: the file's.
         weight: IPVS's, None where it is not there.
         reason: why it is not online, where somebody decided that.
@@ -89,6 +113,7 @@ class RealServerStatus(_Model):
     reason: str = ""
     since: float | None = None
     deadline: float | None = None
+    health: ServerHealth = ServerHealth()
     totals: Totals = Totals()
     rates: Rates = Rates()
 
@@ -153,12 +178,16 @@ class FastPathDirector(_Model):
     not_forwarded: dict[str, int] = {}
 
 
+Health = Mapping[tuple[str, str], ServerHealth]
+"""By virtual service and real server."""
+
+
 class VirtualServiceStatus(_Model):
     """A virtual service.
 
     Args:
-        state: online; degraded (a wanted real server is missing); drain (no server takes new
-            connections); missing (not in IPVS).
+        state: online; degraded (a real server is missing or down); drain (no server takes new
+            connections); down (none can); missing (not in IPVS).
     """
 
     name: str
@@ -170,7 +199,7 @@ class VirtualServiceStatus(_Model):
     persistence: int | None = None
     granularity: int | None = None
     one_packet: bool = False
-    state: Literal["online", "degraded", "drain", "missing"]
+    state: Literal["online", "degraded", "drain", "down", "missing"]
     fastpath: FastPathService = FastPathService()
     totals: Totals = Totals()
     rates: Rates = Rates()
@@ -210,6 +239,7 @@ def virtual_service_status(
     owners: Mapping[str, str],
     *,
     operator: OperatorStates | None = None,
+    health: Health | None = None,
 ) -> VirtualServiceStatus:
     """The status of one virtual service.
 
@@ -220,8 +250,11 @@ def virtual_service_status(
         weights: what stands over the file's.
         owners: MAC by VIP, of those that others answer for.
         operator: real servers that the operator drains or halts.
+        health: what is known of real servers.
     """
-    real_servers = _real_servers(virtual, observed, weights, operator or {})
+    found = _real_servers(virtual, observed, weights, operator or {})
+    known = health or {}
+    real_servers = [_by_health(one, known.get((virtual.name, one.name))) for one in found]
     counters = observed.counters if observed else Counters()
     return VirtualServiceStatus(
         name=virtual.name,
@@ -242,13 +275,13 @@ def virtual_service_status(
 
 def _state(
     observed: ObservedService | None, servers: list[RealServerStatus]
-) -> Literal["online", "degraded", "drain", "missing"]:
+) -> Literal["online", "degraded", "drain", "down", "missing"]:
     if observed is None:
         return "missing"
-    if any(server.state == "missing" for server in servers):
+    if not any(server.state in ("online", "sorry", "missing") for server in servers):
+        return "down" if any(server.state == "down" for server in servers) else "drain"
+    if any(server.state in ("missing", "down") for server in servers):
         return "degraded"
-    if not any(server.state in ("online", "sorry") for server in servers):
-        return "drain"
     return "online"
 
 
@@ -321,6 +354,19 @@ def _real_server(
     )
 
 
+def _by_health(status: RealServerStatus, health: ServerHealth | None) -> RealServerStatus:
+    """A status with what is known by checks, which counts where the operator said nothing."""
+    if health is None or status.state in ("foreign", "spare", "sorry"):
+        return status
+    update: dict[str, object] = {"health": health}
+    if not health.serves and not status.reason:
+        state = "down" if health.verdict in ("down", "unknown") else status.state
+        if health.reason.startswith("standby for"):
+            state = "standby"
+        update |= {"state": state, "reason": health.reason, "since": health.since}
+    return status.model_copy(update=update)
+
+
 def _by_operator(status: RealServerStatus, operator: OperatorState | None) -> RealServerStatus:
     """A status with what the operator set."""
     if operator is None:
@@ -379,6 +425,7 @@ def director_status(
     kernel: str,
     daemon: int | None,
     operator: OperatorStates | None = None,
+    health: Health | None = None,
 ) -> Status:
     """The status of a director; arguments as in virtual_service_status and Status."""
     keys = {virtual.name: key_of(virtual, marks) for virtual in configuration.virtual_services}
@@ -399,6 +446,7 @@ def director_status(
                 weights,
                 owners,
                 operator=operator,
+                health=health,
             )
             for virtual in configuration.virtual_services
         ],

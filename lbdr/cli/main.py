@@ -12,11 +12,13 @@ from lbdr import __version__
 _COMMANDS = {
     "apply": "changes",
     "check": "check",
+    "check-now": "check_now",
     "daemon": "daemon",
     "doctor": "doctor",
     "drain": "serving",
     "events": "events",
     "explain": "explain",
+    "failback": "failback",
     "fastpath": "fastpath",
     "halt": "serving",
     "online": "serving",

@@ -15,7 +15,7 @@ from lbdr.cli.durations import duration
 from lbdr.control import client
 from lbdr.control.protocol import Done, OperatorRequest, StatusRequest
 from lbdr.draining import QUIET, Draining, Remaining
-from lbdr.operator_states import Standing
+from lbdr.model import Standing
 from lbdr.paths import Paths
 from lbdr.status import Status
 
@@ -62,7 +62,7 @@ def drain(
     """
     result = _ask(paths, real_server, Standing.DRAIN, service, deadline)
     if not wait:
-        _tell(result, as_json=as_json)
+        tell(result, as_json=as_json)
         return
     began = time.monotonic()
     remaining = _wait(paths, Draining(real_server, service), quiet=as_json)
@@ -95,7 +95,7 @@ def halt(*, real_server: str, service: str | None, paths: Paths, as_json: bool) 
       lbdr halt pacs1
       lbdr halt pacs1 DICOM_STORE
     """
-    _tell(_ask(paths, real_server, Standing.HALT, service), as_json=as_json)
+    tell(_ask(paths, real_server, Standing.HALT, service), as_json=as_json)
 
 
 @click.command()
@@ -113,7 +113,7 @@ def online(*, real_server: str, service: str | None, paths: Paths, as_json: bool
     \b
       lbdr online pacs1
     """
-    _tell(_ask(paths, real_server, Standing.ONLINE, service), as_json=as_json)
+    tell(_ask(paths, real_server, Standing.ONLINE, service), as_json=as_json)
 
 
 def _ask(
@@ -129,7 +129,8 @@ def _ask(
     return Done.model_validate(client.ask(paths, request).result)
 
 
-def _tell(result: Done, *, as_json: bool) -> None:
+def tell(result: Done, *, as_json: bool) -> None:
+    """Print what a request changed."""
     if as_json:
         print_json(result.model_dump(mode="json"))
         return

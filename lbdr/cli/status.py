@@ -25,6 +25,7 @@ _COLOURS = {
     "active": "green",
     "drain": "yellow",
     "halt": "red",
+    "down": "red",
     "degraded": "yellow",
     "sorry": "yellow",
     "standby": "cyan",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 
-from lbdr.config.explain import Finding
+from lbdr.config.finding import Finding
 from lbdr.config.schema import Document
 from lbdr.model import Address
 

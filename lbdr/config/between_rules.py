@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbdr.config.explain import Finding
+from lbdr.config.finding import Finding
 from lbdr.config.schema import Document
 from lbdr.config.yaml12 import Path
 from lbdr.model import Address, PortRange

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from lbdr.config.check_schema import Check
-from lbdr.config.explain import Finding
+from lbdr.config.finding import Finding
 from lbdr.config.yaml12 import Path
 from lbdr.health import spec
 from lbdr.model import Address, Ports

@@ -5,9 +5,9 @@ What belongs to which type, and what it needs, is in check_build.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from lbdr import model
 from lbdr.config.check_values import (
@@ -23,8 +23,8 @@ from lbdr.config.check_values import (
 )
 from lbdr.config.durations import Duration
 from lbdr.config.network_values import IpAddress
-from lbdr.config.schema import Section
-from lbdr.config.values import Choice, Switch, Whole
+from lbdr.config.section import Section
+from lbdr.config.values import Choice, Switch, Whole, wrong
 from lbdr.health import spec
 
 TYPES = (
@@ -76,7 +76,8 @@ class Check(Section):
         default=None, description="While a server is changing; the interval where left out."
     )
     initial: Annotated[str, Choice(tuple(spec.Initial), "initial")] = Field(
-        default=spec.Initial.DOWN.value, description="What a server counts as before it is known."
+        default=spec.Initial.UP.value,
+        description="What a server counts as until its first check: up, or down.",
     )
     ports: list[Annotated[int, Whole(1, 65535)]] | None = Field(
         default=None, description="Which are checked, each of them: the service's where left out."
@@ -198,3 +199,15 @@ class Check(Section):
     server_name: Annotated[str | None, DOMAIN_NAME] = Field(
         default=None, description="TLS: SNI, and the name that a valid certificate must have."
     )
+
+
+def _several(value: Any) -> Any:
+    """A word, a mapping, or a list of these."""
+    if value is None or value == []:
+        raise wrong("a check, such as connect or {type: dicom-echo}, or the key left out")
+    checks = value if isinstance(value, list) else [value]
+    return [{"type": check} if isinstance(check, str) else check for check in checks]
+
+
+Checks = Annotated[list[Check], BeforeValidator(_several)]
+"""One check or several, all of which must pass."""

@@ -7,14 +7,18 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from lbdr.config import schema
+from lbdr.config.check_schema import TYPES
 from lbdr.config.durations import Duration
-from lbdr.config.values import Name, Value
+from lbdr.config.section import Section
+from lbdr.config.values import Name, Value, Whole
 
 _TITLE = "lbdr configuration"
 _SHORTHANDS: dict[str, dict[str, Any]] = {
     "RealServerUse": Name().json_schema(),
     "SorryServer": Name().json_schema(),
     "Persistence": Duration("1s", "31d", whole=True).json_schema(),
+    "Check": {"type": "string", "enum": list(TYPES)},
+    "Quorum": Whole(1, 1 << 24).json_schema(),
 }
 """What may stand in place of the mapping."""
 
@@ -98,6 +102,12 @@ _HEADINGS: dict[str, str] = {
     "AddressProbe": "`director: address_probe`",
     "GratuitousArp": "`director: gratuitous_arp`",
     "Timeouts": "`director: timeouts`",
+    "Check": "`check`",
+    "Health": "`health`",
+    "Quorum": "`health: quorum`",
+    "Damping": "`health: damping`",
+    "Feedback": "`health: feedback`",
+    "Dependency": "`depends_on` of a real server",
 }
 
 _RULES = """\
@@ -144,14 +154,14 @@ def reference() -> str:
     parts = [_INTRODUCTION]
     for section in schema.SECTIONS:
         about = " ".join((section.__doc__ or "").split())
-        rows = [_row(key, field) for key, field in section.model_fields.items()]
+        rows = [_row(section, key, field) for key, field in section.model_fields.items()]
         table = "\n".join(("| key | allowed | default | meaning |", "|---|---|---|---|", *rows))
         parts.append(f"## {_HEADINGS[section.__name__]}\n\n{about}\n\n{table}\n")
     return "\n".join((*parts, _RULES))
 
 
-def _row(key: str, field: FieldInfo) -> str:
-    cells = (f"`{key}`", _allowed(key, field), _default(field), field.description or "")
+def _row(section: type[Section], key: str, field: FieldInfo) -> str:
+    cells = (f"`{key}`", _allowed(section, key, field), _default(field), field.description or "")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -165,10 +175,24 @@ _ALLOWED: dict[str, str] = {
     "ports": "a list of ports and ranges, or any",
     "persistence": "a duration, or a mapping, below",
     "sorry_server": "a name, or a mapping, below",
+    "Check.ports": "a list of ports",
+    "check": "a type, a mapping, below, or a list of them",
+    "health": "a mapping, below",
+    "quorum": "a number, or a mapping, below",
+    "damping": "a mapping, below",
+    "feedback": "a mapping, below",
+    "depends_on": "a list of mappings, below",
+    "standby_for": "a list of names",
+    "arguments": "a list of words",
+    "acknowledge": "a list of codes",
+    "status": "a list of codes and ranges, such as [200, 300-399]",
 }
 
 
-def _allowed(key: str, field: FieldInfo) -> str:
+def _allowed(section: type[Section], key: str, field: FieldInfo) -> str:
+    own = _ALLOWED.get(f"{section.__name__}.{key}")
+    if own is not None:
+        return own
     if key == "real_servers":
         whole = field.default_factory is not None
         return "names, each with a mapping, below" if whole else "a list, below"

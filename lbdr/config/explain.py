@@ -10,26 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from lbdr.config import schema, words
+from lbdr.config.check_schema import Check
+from lbdr.config.finding import Finding
+from lbdr.config.health_schema import Damping, Dependency, Feedback, Health, Quorum
+from lbdr.config.section import Section
 from lbdr.config.values import WRONG
 from lbdr.config.yaml12 import Path, Source
 from lbdr.config.yaml_errors import short
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something wrong at a place of the document.
-
-    Args:
-        path: keys, and list positions from 0.
-        message: what was found and what is allowed.
-        hint: the remedy.
-        key: whether the key is wrong, and not its value.
-    """
-
-    path: Path
-    message: str
-    hint: str = ""
-    key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +32,7 @@ class Fault:
     cut: Path
 
 
-_SECTIONS: Mapping[Path, type[schema.Section]] = {
+_SECTIONS: Mapping[Path, type[Section]] = {
     (): schema.Document,
     ("director",): schema.Director,
     ("director", "address_probe"): schema.AddressProbe,
@@ -56,16 +43,26 @@ _SECTIONS: Mapping[Path, type[schema.Section]] = {
     ("virtual_services", "*", "real_servers", "*"): schema.RealServerUse,
     ("virtual_services", "*", "sorry_server"): schema.SorryServer,
     ("virtual_services", "*", "persistence"): schema.Persistence,
+    ("virtual_services", "*", "health"): Health,
+    ("virtual_services", "*", "health", "quorum"): Quorum,
+    ("virtual_services", "*", "health", "damping"): Damping,
+    ("virtual_services", "*", "health", "feedback"): Feedback,
+    ("real_servers", "*", "depends_on", "*"): Dependency,
+    ("director", "check", "*"): Check,
+    ("virtual_services", "*", "check", "*"): Check,
+    ("real_servers", "*", "depends_on", "*", "check", "*"): Check,
 }
 
 
-def section_of(path: Path) -> type[schema.Section] | None:
+def section_of(path: Path) -> type[Section] | None:
     """The section that stands at a path; None where the schema has none there."""
     named = path[:1] in (("real_servers",), ("virtual_services",))
     pattern = tuple(
         "*" if isinstance(step, int) or (named and position == 1) else step
         for position, step in enumerate(path)
     )
+    if pattern[-1:] == ("check",):  # alone, it is no list
+        pattern = (*pattern, "*")
     return _SECTIONS.get(pattern)
 
 
@@ -89,8 +86,26 @@ def faults(error: ValidationError, source: Source) -> list[Fault]:
     return [_fault(dict(item), source) for item in listed]
 
 
+def as_written(path: Path, data: Any) -> Path:
+    """A path without positions in lists whose only entry stands alone, as a check may.
+
+    Args:
+        path: keys, and list positions from 0.
+        data: the whole document.
+    """
+    found: list[str | int] = []
+    for step in path:
+        if isinstance(step, int) and not isinstance(data, list):
+            continue
+        found.append(step)
+        inside = isinstance(data, dict) and step in data
+        inside = inside or (isinstance(data, list) and isinstance(step, int) and step < len(data))
+        data = data[step] if inside else None
+    return tuple(found)
+
+
 def _fault(item: dict[str, Any], source: Source) -> Fault:
-    path: Path = item["loc"]
+    path: Path = as_written(item["loc"], source.data)
     kind: str = item["type"]
     if kind == "extra_forbidden":
         return _unknown(path, source)

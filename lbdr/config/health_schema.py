@@ -7,10 +7,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from lbdr import model
+from lbdr.config.check_schema import Checks
 from lbdr.config.durations import Duration
-from lbdr.config.explain import Finding
-from lbdr.config.schema import Section
-from lbdr.config.values import Choice, Whole
+from lbdr.config.finding import Finding
+from lbdr.config.network_values import IpAddress
+from lbdr.config.section import Section
+from lbdr.config.values import Choice, Name, Whole
 from lbdr.config.yaml12 import Path
 from lbdr.health import policy
 
@@ -78,6 +81,24 @@ class Feedback(Section):
     deadband: Annotated[int, Whole(0, 50)] = Field(
         default=_FEEDBACK.deadband,
         description="Differences in percentage points that are left alone.",
+    )
+
+
+class Dependency(Section):
+    """Something that a real server cannot serve without, such as its database."""
+
+    noun = "what it needs, such as {address: 10.0.0.9, check: {type: connect, ports: [1521]}}"
+    where = "in `depends_on` of a real server"
+
+    address: Annotated[model.Address, IpAddress()] = Field(
+        description="Where it is.", examples=["192.168.10.40"]
+    )
+    check: Checks = Field(
+        description="How it is known that it serves; `ports` has to say which.",
+        examples=["{type: connect, ports: [1521]}"],
+    )
+    name: Annotated[str | None, Name()] = Field(
+        default=None, description="Its name in messages; the address where left out."
     )
 
 

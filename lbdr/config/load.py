@@ -13,10 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lbdr.config import build, explain, rules
+from lbdr.config import build, explain, health_build, rules
+from lbdr.config.finding import Finding
 from lbdr.config.schema import Document
 from lbdr.config.yaml12 import Path, Source
 from lbdr.errors import ConfigError, Problem
+from lbdr.health.services import ServiceHealth
 from lbdr.model import Address, Configuration
 
 MAX_BYTES = 16 * 1024 * 1024  # a file of 10,000 services with 10 servers has 5 MiB
@@ -54,11 +56,13 @@ class Loaded:
         configuration: the model.
         file: as the user named it.
         real_servers: the addresses of all real servers of the file, used or not, by name.
+        health: how each virtual service's real servers are checked, and who of them may serve.
     """
 
     configuration: Configuration
     file: str
     real_servers: Mapping[str, Address]
+    health: Mapping[str, ServiceHealth]
     _places: Places = field(repr=False, compare=False)
 
     def place(self, path: Path) -> tuple[int, int]:
@@ -106,7 +110,8 @@ def parse(content: bytes, file: str) -> Loaded:
         document, findings = _validate(source)
         problems = list(source.problems)
         for finding in findings:
-            place = source.place(finding.path, key=finding.key)
+            path = explain.as_written(finding.path, source.data)
+            place = source.place(path, key=finding.key)
             problems.append(Problem(finding.message, file, *place, finding.hint))
         if problems or document is None:
             raise ConfigError(sorted(problems, key=lambda p: (p.line, p.column)))
@@ -114,6 +119,7 @@ def parse(content: bytes, file: str) -> Loaded:
             configuration=build.configuration(document),
             file=file,
             real_servers={name: rs.address for name, rs in document.real_servers.items()},
+            health=health_build.health(document),
             _places=Places(text, file),
         )
 
@@ -122,7 +128,7 @@ _MAX_FAULTS = 2000  # above, what is left of a document says little, and takes l
 _EXAMPLE_HINT = "docs/configuration.md begins with an example"
 
 
-def _validate(source: Source) -> tuple[Document | None, list[explain.Finding]]:
+def _validate(source: Source) -> tuple[Document | None, list[Finding]]:
     """The document, where it is valid, and everything that is wrong with it.
 
     The rules judge what is left when the parts that the schema refuses are taken out, so that one

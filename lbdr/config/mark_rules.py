@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbdr.config.explain import Finding
+from lbdr.config.finding import Finding
 from lbdr.config.schema import Document, VirtualService
 from lbdr.model import MAX_RANGES, Address, Ports
 

@@ -11,7 +11,8 @@ from itertools import pairwise
 from lbdr.config import words
 from lbdr.config.address_rules import address_findings
 from lbdr.config.between_rules import interfaces, overlaps
-from lbdr.config.explain import Finding
+from lbdr.config.finding import Finding
+from lbdr.config.health_rules import health_findings
 from lbdr.config.mark_rules import mark_findings
 from lbdr.config.schema import Document, RealServerUse, SorryServer, VirtualService
 from lbdr.config.yaml12 import Path
@@ -41,6 +42,7 @@ def check(document: Document, declared: Collection[str] | None = None) -> list[F
     found += overlaps(document)
     found += interfaces(document)
     found += mark_findings(document)
+    found += health_findings(document)
     return found
 
 

@@ -6,12 +6,14 @@ Only the form is checked here, value by value; what values must have to do with 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from lbdr import model
+from lbdr.config.check_schema import Check, Checks
 from lbdr.config.durations import Duration
+from lbdr.config.health_schema import Damping, Dependency, Feedback, Health, Quorum
 from lbdr.config.network_values import (
     PORTS_SCHEMA,
     Granularity,
@@ -21,6 +23,7 @@ from lbdr.config.network_values import (
     PortEntry,
     list_of_ports,
 )
+from lbdr.config.section import Section, written
 from lbdr.config.values import Choice, Name, Switch, Text, Whole, wrong
 
 _PROBE = model.AddressProbe()
@@ -31,30 +34,12 @@ _MAX_THRESHOLD = 2**31 - 1  # compared with signed counters (ip_vs_core.c, ip_vs
 _MAX_FRAMES = 100
 
 
-def _written(value: Any) -> Any:
-    """Refuses null where leaving the key out is what is meant."""
-    if value is None:
-        raise wrong("settings, or the key left out")
-    return value
-
-
 def _server_list(value: Any) -> Any:
     if isinstance(value, str):
         raise wrong("a list of real servers", f"write [{value}]")
     if isinstance(value, list) and not value:
         raise wrong("at least one real server")
     return value
-
-
-class Section(BaseModel):
-    """A mapping in the file.
-
-    `noun` says what it is, and `where` tells where it stands.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    noun: ClassVar[str] = ""
-    where: ClassVar[str] = ""
 
 
 class AddressProbe(Section):
@@ -145,6 +130,11 @@ class Director(Section):
         "lbdr at tc ingress, by which IPVS knows it. Nothing else here may set or match them; the "
         "usual range has no bit that kube-proxy, Cilium, Calico or Tailscale look at.",
     )
+    check: Checks = Field(
+        default_factory=lambda: [Check(type="connect")],
+        description="For services of tcp that say nothing themselves: connect where left out. A "
+        "service with any port, or more than 16, has to say itself.",
+    )
     drain_persistence: Annotated[str, Choice(tuple(model.DrainPersistence), "word")] = Field(
         default=_DIRECTOR.drain_persistence.value,
         description="Clients that persistence binds to a drained real server: move with their next "
@@ -161,6 +151,10 @@ class RealServer(Section):
     address: Annotated[model.Address, IpAddress()] = Field(
         description="The RIP: its own address, in a subnet of an interface of the director.",
         examples=["192.168.10.31"],
+    )
+    depends_on: list[Dependency] = Field(
+        default_factory=list,
+        description="What it cannot serve without: it is down while one of them is.",
     )
 
 
@@ -186,6 +180,10 @@ class RealServerUse(Section):
         default=0,
         description="After the upper threshold was passed, new connections again below so many; "
         "0 is three quarters of it.",
+    )
+    standby_for: list[Annotated[str, Name()]] = Field(
+        default_factory=list,
+        description="Real servers of this service: it serves only while none of them can.",
     )
 
     @model_validator(mode="before")
@@ -268,7 +266,7 @@ class VirtualService(Section):
         description="mh: mh-port, mh-fallback; sh: sh-port, sh-fallback. -port hashes the client's "
         "port too; -fallback finds another server for a client whose own takes none.",
     )
-    persistence: Annotated[Persistence | None, BeforeValidator(_written)] = Field(
+    persistence: Annotated[Persistence | None, BeforeValidator(written)] = Field(
         default=None, description="Off where left out: a duration, or timeout and granularity."
     )
     one_packet: Annotated[bool, Switch()] = Field(
@@ -285,8 +283,16 @@ class VirtualService(Section):
     real_servers: Annotated[list[RealServerUse], BeforeValidator(_server_list)] = Field(
         description="Names, or mappings with a weight and thresholds.", examples=["[pacs1, pacs2]"]
     )
-    sorry_server: Annotated[SorryServer | None, BeforeValidator(_written)] = Field(
+    sorry_server: Annotated[SorryServer | None, BeforeValidator(written)] = Field(
         default=None, description="Serves while no real server can."
+    )
+    check: Checks | None = Field(
+        default=None,
+        description="How it is known that a real server can serve: a word, a mapping, or a list of "
+        "which all must pass. Where left out: the director's, for tcp; else on.",
+    )
+    health: Health = Field(
+        default_factory=Health, description="Who may serve, beyond what checks say."
     )
 
 
@@ -313,6 +319,12 @@ SECTIONS: tuple[type[Section], ...] = (
     RealServerUse,
     SorryServer,
     Persistence,
+    Check,
+    Health,
+    Quorum,
+    Damping,
+    Feedback,
+    Dependency,
     AddressProbe,
     GratuitousArp,
     Timeouts,

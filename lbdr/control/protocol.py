@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from lbdr.events import Event, EventKind
-from lbdr.model import MAX_WEIGHT, Role
-from lbdr.operator_states import Standing
+from lbdr.model import MAX_WEIGHT, Role, Standing
 
 VERSION = 1
 LINE_LIMIT = 64 << 20
@@ -66,6 +65,14 @@ class OperatorRequest(_Request):
     state: Standing
     virtual_service: str | None = None
     deadline: Annotated[float, Field(gt=0)] | None = None
+
+
+class FailbackRequest(_Request):
+    """Hand back what a virtual service's standby servers took over, or one of them."""
+
+    command: Literal["failback"] = "failback"
+    virtual_service: str
+    real_server: str | None = None
 
 
 class EventsRequest(_Request):
@@ -141,6 +148,7 @@ Request = (
     | RoleRequest
     | WeightRequest
     | OperatorRequest
+    | FailbackRequest
     | EventsRequest
     | FastPathRequest
     | ExplainRequest

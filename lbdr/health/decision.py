@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lbdr.health.policy import Operator
 from lbdr.health.ramps import AgentReport
 from lbdr.health.verdicts import Verdict
+from lbdr.model import Standing
 
 
 class Presence(StrEnum):
@@ -30,7 +30,7 @@ class Condition:
     """
 
     verdict: Verdict
-    operator: Operator = Operator.ONLINE
+    operator: Standing = Standing.ONLINE
     agent: AgentReport | None = None
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lbdr.health.decision import Condition, MemberMemory
-from lbdr.health.policy import Damping, Member, Operator, Policy
+from lbdr.health.policy import Damping, Member, Policy
 from lbdr.health.ramps import approach, next_step, ramp
 from lbdr.health.verdicts import Status
-from lbdr.model import MAX_WEIGHT
+from lbdr.model import MAX_WEIGHT, Standing
 
 
 def remember(known: MemberMemory, policy: Policy, condition: Condition, now: float) -> MemberMemory:
@@ -53,7 +53,7 @@ def able(member: Member, condition: Condition, known: MemberMemory) -> bool:
     return (
         bool(known.healthy)
         and member.weight > 0
-        and condition.operator is Operator.ONLINE
+        and condition.operator is Standing.ONLINE
         and (agent is None or (agent.state not in ("down", "drain") and agent.percent != 0))
     )
 

@@ -27,14 +27,6 @@ class Failback(StrEnum):
     AUTO = "auto"
 
 
-class Operator(StrEnum):
-    """What the operator wants of a server."""
-
-    ONLINE = "online"
-    DRAIN = "drain"
-    HALT = "halt"
-
-
 @dataclass(frozen=True, slots=True)
 class Member:
     """A real server of a virtual service.

@@ -13,8 +13,9 @@ from dataclasses import replace
 
 from lbdr.health import members
 from lbdr.health.decision import Condition, Decision, MemberMemory, Memory, Presence, Share
-from lbdr.health.policy import Failback, OnFailure, Operator, Policy
+from lbdr.health.policy import Failback, OnFailure, Policy
 from lbdr.health.verdicts import Status
+from lbdr.model import Standing
 
 
 def fail_back(memory: Memory, standbys: Iterable[str] | None = None) -> Memory:
@@ -155,14 +156,14 @@ def _withheld(  # noqa: PLR0911  # one reason each, the first that holds
     """Why a server does not serve, and whether it stays with weight 0."""
     member, verdict, agent = policy.members[name], condition.verdict, condition.agent
     failed = Presence.OUT if policy.on_failure is OnFailure.REMOVE else Presence.QUIESCE
-    if condition.operator is Operator.HALT:
+    if condition.operator is Standing.HALT:
         return Share(Presence.OUT, 0, "halted by the operator")
     if not known.healthy:
         unknown = verdict.status is Status.UNKNOWN
         return Share(failed, 0, verdict.why if unknown else f"down: {verdict.why}")
     if agent is not None and agent.state == "down":
         return Share(failed, 0, f"its agent says down {agent.words}".rstrip())
-    if condition.operator is Operator.DRAIN:
+    if condition.operator is Standing.DRAIN:
         return Share(Presence.QUIESCE, 0, "drained by the operator")
     if member.weight == 0:
         return Share(Presence.QUIESCE, 0, "weight 0 in the configuration")

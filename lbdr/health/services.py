@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lbdr.health.decision import Condition, Decision, Memory
-from lbdr.health.policy import Operator, Policy
+from lbdr.health.policy import Policy
 from lbdr.health.ramps import AgentReport
 from lbdr.health.rules import decide, fail_back
-from lbdr.health.spec import Probe
+from lbdr.health.spec import Agent, Probe
 from lbdr.health.verdicts import Verdict, combine, dependent
+from lbdr.model import Standing
 
 ServerOf = tuple[str, str]
 """A real server of a virtual service: (virtual service, real server)."""
@@ -24,11 +25,13 @@ class ServiceHealth:
         policy: its rules.
         probes: of each real server, all of which must pass; a server without any is up.
         needs: what each real server depends on: probes by the name of what is needed.
+        agents: the feedback agent of each real server.
     """
 
     policy: Policy
     probes: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
     needs: Mapping[str, Mapping[str, tuple[Probe, ...]]] = field(default_factory=dict)
+    agents: Mapping[str, Agent] = field(default_factory=dict)
 
     def probes_of(self, server: str) -> Iterable[Probe]:
         """Everything that decides on a server."""
@@ -48,7 +51,7 @@ class Facts:
     """
 
     verdict: Callable[[Probe], Verdict]
-    operators: Mapping[ServerOf, Operator] = field(default_factory=dict)
+    operators: Mapping[ServerOf, Standing] = field(default_factory=dict)
     agents: Mapping[ServerOf, AgentReport] = field(default_factory=dict)
 
 
@@ -138,6 +141,13 @@ class Services:
             self._decisions[name] = decision
         return changed
 
+    def verdict(self, where: ServerOf, facts: Facts) -> Verdict | None:
+        """What is known of a real server of a service; None where nothing checks it."""
+        service = self._services.get(where[0])
+        if service is None or not any(service.probes_of(where[1])):
+            return None
+        return _condition(service, where, facts).verdict
+
     def fail_back(self, name: str, standbys: Iterable[str] | None = None) -> None:
         """Hand back what a service's standby servers took over; decide on it afterwards."""
         self._memories[name] = fail_back(self._memories.get(name, Memory()), standbys)
@@ -149,5 +159,5 @@ def _condition(service: ServiceHealth, where: ServerOf, facts: Facts) -> Conditi
     for needed, probes in service.needs.get(server, {}).items():
         verdicts += [dependent(needed, facts.verdict(probe)) for probe in probes]
     return Condition(
-        combine(verdicts), facts.operators.get(where, Operator.ONLINE), facts.agents.get(where)
+        combine(verdicts), facts.operators.get(where, Standing.ONLINE), facts.agents.get(where)
     )

@@ -61,8 +61,6 @@ class Tally:
     @property
     def changing(self) -> bool:
         """Whether the next results may change the verdict: the faster interval is due."""
-        if self.verdict.status is Status.UNKNOWN:
-            return not _local(self.last)
         return bool(self.against)
 
 
@@ -74,9 +72,10 @@ def begin(initial: Initial, now: float) -> Tally:
 def count(tally: Tally, result: Result, timing: Timing, now: float) -> Tally:
     """What a further result makes of a verdict.
 
-    `rise` passes in a row bring a server up that counts as down, `fall` failures in a row take one
-    down that counts as up; one result is enough to confirm what it counts as. What failed on this
-    director is no verdict on a server: it changes nothing, and a row goes on after it.
+    `rise` passes in a row bring a server up that is down, `fall` failures in a row take one down
+    that is up. The first result decides on one of which nothing is known, whatever it counted as
+    until then. What failed on this director is no verdict on a server: it changes nothing, and a
+    row goes on after it.
 
     Args:
         tally: so far.
@@ -94,7 +93,8 @@ def count(tally: Tally, result: Result, timing: Timing, now: float) -> Tally:
         since = verdict.since if verdict.status is status else now
         return Tally(Verdict(status, since, result.words, latency, verdict.initial), 0, result)
     against = tally.against + 1
-    if against < (timing.rise if passed else timing.fall):
+    known = verdict.status is not Status.UNKNOWN
+    if known and against < (timing.rise if passed else timing.fall):
         return Tally(replace(verdict, latency=latency), against, result)
     status = Status.UP if passed else Status.DOWN
     return Tally(Verdict(status, now, result.words, latency, verdict.initial), 0, result)

@@ -71,7 +71,7 @@ class Row:
 
 def large_configuration(role: str = "active") -> str:
     """The file: VIPS x PORTS services; VIPs 10.77.0.101 and up, servers 10.77.0.11 and up."""
-    lines = [f"director: {{name: bench, role: {role}}}", "real_servers:"]
+    lines = [f"director: {{name: bench, role: {role}, check: 'on'}}", "real_servers:"]
     lines += [f"  s{n}: {{address: 10.77.0.{11 + n}}}" for n in range(SERVERS)]
     lines.append("virtual_services:")
     names = ", ".join(f"s{n}" for n in range(SERVERS))
@@ -88,7 +88,7 @@ def large_configuration(role: str = "active") -> str:
 
 def many_vips(count: int) -> str:
     """The file of a standby with many VIPs."""
-    lines = ["director: {name: bench, role: standby}"]
+    lines = ["director: {name: bench, role: standby, check: 'on'}"]
     lines += ["real_servers: {s0: {address: 10.77.0.11}}", "virtual_services:"]
     for vip in range(count):
         lines += [

@@ -43,7 +43,7 @@ def configuration(services: Mapping[str, Any], **director: Any) -> str:
             and there is no fast path, which takes a guest long to compile.
     """
     probe = {"count": 1, "interval": "20ms"}
-    settings = {"name": "lab", "address_probe": probe, "fastpath": "off", **director}
+    settings = {"name": "lab", "address_probe": probe, "fastpath": "off", "check": "on", **director}
     document = {
         "director": settings,
         "real_servers": {

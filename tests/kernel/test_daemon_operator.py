@@ -13,7 +13,7 @@ import pytest
 from netlab import INTERFACE, Lab
 
 from lbdr.control.protocol import EventsRequest, OperatorRequest, ReloadRequest
-from lbdr.operator_states import Standing
+from lbdr.model import Standing
 from lbdr.status import RealServerStatus
 from tests.kernel.daemons import LBDR, VIP, WEB, Daemon, soon
 from tests.kernel.open_connections import Connections, answering

@@ -12,7 +12,7 @@ from netlab import INTERFACE, Lab
 
 from lbdr.control.protocol import EventsRequest, OperatorRequest, ReloadRequest
 from lbdr.explain import Explanation
-from lbdr.operator_states import Standing
+from lbdr.model import Standing
 from lbdr.status import RealServerStatus, Status
 from tests.alone import FOLLOWED, HASHED, Knocking, alone_lab, configure, service
 from tests.kernel.daemons import LBDR, VIP, Daemon, soon

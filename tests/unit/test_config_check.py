@@ -35,7 +35,7 @@ def test_a_wrong_file(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr == (
         f"{file}:1:12: unknown key `nam`; allowed here: name, role, address_probe, "
-        "gratuitous_arp, timeouts, drift_check, fastpath, marks, drain_persistence "
+        "gratuitous_arp, timeouts, drift_check, fastpath, marks, check, drain_persistence "
         "(write `name`)\n"
     )
 

@@ -11,7 +11,6 @@ from lbdr.health.policy import (
     Feedback,
     Member,
     OnFailure,
-    Operator,
     Policy,
     Quorum,
 )
@@ -19,6 +18,7 @@ from lbdr.health.ramps import AgentReport
 from lbdr.health.rules import decide, fail_back
 from lbdr.health.spec import Initial
 from lbdr.health.verdicts import Status, Verdict
+from lbdr.model import Standing
 
 UP = Verdict(Status.UP, 0.0, "answered", 0.01)
 DOWN = Verdict(Status.DOWN, 0.0, "10.0.0.31:104 refused the connection", 0.01)
@@ -36,7 +36,7 @@ class Service:
         self,
         now: float,
         *,
-        operator: Mapping[str, Operator] | None = None,
+        operator: Mapping[str, Standing] | None = None,
         agent: Mapping[str, AgentReport] | None = None,
         **verdicts: Verdict,
     ) -> Decision:
@@ -44,7 +44,7 @@ class Service:
         conditions = {
             name: Condition(
                 verdicts.get(name, UP),
-                (operator or {}).get(name, Operator.ONLINE),
+                (operator or {}).get(name, Standing.ONLINE),
                 (agent or {}).get(name),
             )
             for name in self.policy.members
@@ -133,14 +133,14 @@ def test_without_a_sorry_server_a_lost_quorum_changes_nothing() -> None:
 
 def test_the_operator_drains_and_halts() -> None:
     service = two(sorry=True)
-    decision = service.at(0, operator={"a": Operator.DRAIN})
+    decision = service.at(0, operator={"a": Standing.DRAIN})
     assert decision.shares["a"].presence is Presence.QUIESCE
     assert decision.shares["a"].reason == "drained by the operator"
-    decision = service.at(1, operator={"a": Operator.DRAIN, "b": Operator.HALT})
+    decision = service.at(1, operator={"a": Standing.DRAIN, "b": Standing.HALT})
     assert decision.shares["b"].presence is Presence.OUT
     assert decision.sorry
     # a server that fails while it drains ends its connections as a failed one does
-    decision = service.at(2, operator={"a": Operator.DRAIN}, a=DOWN)
+    decision = service.at(2, operator={"a": Standing.DRAIN}, a=DOWN)
     assert decision.shares["a"].presence is Presence.OUT
 
 

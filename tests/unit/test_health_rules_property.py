@@ -15,7 +15,6 @@ from lbdr.health.policy import (
     Feedback,
     Member,
     OnFailure,
-    Operator,
     Policy,
     Quorum,
 )
@@ -23,7 +22,7 @@ from lbdr.health.ramps import AgentReport
 from lbdr.health.rules import decide, fail_back
 from lbdr.health.spec import Initial
 from lbdr.health.verdicts import Status, Verdict
-from lbdr.model import MAX_WEIGHT
+from lbdr.model import MAX_WEIGHT, Standing
 
 NAMES = ("a", "b", "s", "t")
 
@@ -74,7 +73,7 @@ agents = st.sampled_from(
         AgentReport(None, "down"),
     ]
 )
-operators = st.sampled_from([Operator.ONLINE] * 4 + [Operator.DRAIN, Operator.HALT])
+operators = st.sampled_from([Standing.ONLINE] * 4 + [Standing.DRAIN, Standing.HALT])
 events = st.builds(
     Event,
     seconds=st.floats(0, 30),
@@ -130,7 +129,7 @@ def able(policy: Policy, name: str, step: Step) -> bool:
     return (
         step.healthy[name]
         and policy.members[name].weight > 0
-        and condition.operator is Operator.ONLINE
+        and condition.operator is Standing.ONLINE
         and (agent is None or (agent.state in (None, "up") and agent.percent != 0))
     )
 
@@ -243,7 +242,7 @@ def test_a_failing_server_never_waits(policy: Policy, history: list[Event]) -> N
                 wanted = (
                     Presence.OUT
                     if policy.on_failure is OnFailure.REMOVE
-                    or step.conditions[name].operator is Operator.HALT
+                    or step.conditions[name].operator is Standing.HALT
                     else Presence.QUIESCE
                 )
                 assert share.presence is wanted

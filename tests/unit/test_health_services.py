@@ -6,10 +6,11 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from lbdr.health.decision import Presence
-from lbdr.health.policy import Member, Operator, Policy
+from lbdr.health.policy import Member, Policy
 from lbdr.health.services import Facts, ServiceHealth, Services
 from lbdr.health.spec import Connect, DicomEcho, Ping, Probe, Target
 from lbdr.health.verdicts import Status, Verdict
+from lbdr.model import Standing
 
 UP = Verdict(Status.UP, 0.0, "answered", 0.01)
 DOWN = Verdict(Status.DOWN, 5.0, "refused", 0.01)
@@ -33,7 +34,7 @@ class World:
             "WEB": ServiceHealth(policy, {name: (CONNECT[name],) for name in PACS}),
         }
         self.verdicts = dict.fromkeys([*CONNECT.values(), *ECHO.values(), DATABASE], UP)
-        self.operators: dict[tuple[str, str], Operator] = {}
+        self.operators: dict[tuple[str, str], Standing] = {}
         self.services = Services()
         self.services.configure(self.configuration)
 
@@ -112,7 +113,7 @@ def test_a_reload_and_a_restart_forget_nothing() -> None:
 
 def test_the_operator_is_heard() -> None:
     world = World()
-    world.operators["WEB", "a"] = Operator.DRAIN
+    world.operators["WEB", "a"] = Standing.DRAIN
     assert world.decide() == {"STORE": {"a": 100, "b": 100}, "WEB": {"a": 0, "b": 100}}
 
 

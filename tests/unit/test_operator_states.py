@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbdr.model import RealServer, VirtualService
+from lbdr.model import RealServer, Standing, VirtualService
 from lbdr.operator_states import (
     EVERYWHERE,
     OperatorState,
     OperatorStates,
-    Standing,
     changed,
     in_force,
     next_deadline,

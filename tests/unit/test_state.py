@@ -26,9 +26,10 @@ from lbdr.model import (
     Role,
     Service,
     ServiceKey,
+    Standing,
     VirtualAddress,
 )
-from lbdr.operator_states import OperatorState, Standing
+from lbdr.operator_states import OperatorState
 from lbdr.plan import Ownership
 from lbdr.state import State, StateStore
 

@@ -27,9 +27,10 @@ from lbdr.model import (
     Role,
     Service,
     ServiceKey,
+    Standing,
     VirtualService,
 )
-from lbdr.operator_states import OperatorState, Standing
+from lbdr.operator_states import OperatorState
 from lbdr.status import (
     Rates,
     RealServerStatus,
