@@ -21,7 +21,7 @@ from lbdr.control.protocol import (
 )
 from lbdr.status import Status
 from tests.kernel.daemon_traffic import Load, Wire, real_servers, request
-from tests.kernel.daemons import LBDR, VIP, VIP6, WEB, configuration
+from tests.kernel.daemons import LBDR, VIP, VIP6, WEB, configuration, soon
 from tests.kernel.systemd import CONFIG, GROUP, PATHS, Systemd, running
 
 SIX = {"address": VIP6, "ports": [80], "real_servers": ["six1", "six2"]}
@@ -94,12 +94,49 @@ def test_the_unit_starts_a_director_that_serves(systemd: Systemd, lab: Lab, gid:
 
 
 def test_the_unit_shuts_all_else_out(systemd: Systemd) -> None:
-    assert systemd.show("CapabilityBoundingSet") == "cap_net_admin cap_net_raw"
+    capabilities = "cap_kill cap_setgid cap_setuid cap_net_admin cap_net_raw"
+    assert systemd.show("CapabilityBoundingSet") == capabilities
     assert systemd.show("NoNewPrivileges") == "yes"
     assert systemd.show("ProtectSystem") == "strict"
     inside = systemd.inside(f"/proc/{systemd.show('MainPID')}/status")
-    assert "CapPrm:\t0000000000003000\n" in inside
+    assert "CapPrm:\t00000000000030e0\n" in inside
     assert "Seccomp:\t2\n" in inside
+
+
+def test_checks_run_in_it(systemd: Systemd, lab: Lab) -> None:
+    """By TCP of both IP versions, by ping, by the VIP, and by a program as another user."""
+    program = Path("/run/lbdr-test-check")
+    program.write_text('#!/bin/sh\n[ "$(id -u)" != 0 ] && [ "$3" = 10.77.0.21 ]\n')
+    program.chmod(0o755)
+    good = CONFIG.read_text()
+    fast = {"interval": "200ms", "timeout": "5s"}
+    external = {"type": "external", "command": str(program), **fast}
+    web = {**WEB, "check": [{"type": kind, **fast} for kind in ("connect", "ping", "vip")]}
+    web["check"] = [*web["check"], external]
+    six = {**SIX, "check": [{"type": kind, **fast} for kind in ("connect", "ping")]}
+    CONFIG.write_text(configuration({"WEB": web, "SIX": six}, drift_check="200ms", fastpath="auto"))
+    try:
+        systemd.ctl("reload", "lbdr")
+
+        def verdicts() -> dict[str, str]:
+            status = Status.model_validate(ask(StatusRequest()))
+            return {
+                server.name: server.health.verdict
+                for service in status.virtual_services
+                for server in service.real_servers
+            }
+
+        wanted = {"web1": "up", "web2": "down", "six1": "up", "six2": "up"}
+        soon(lambda: verdicts() == wanted, "all is known", timeout=30)
+        assert {request(lab) for _ in range(10)} == {"web1"}
+        status = Status.model_validate(ask(StatusRequest()))
+        (reason,) = (one.reason for one in status.virtual_services[0].real_servers if one.reason)
+        assert str(program) in reason
+    finally:
+        CONFIG.write_text(good)
+        systemd.ctl("reload", "lbdr")
+        program.unlink()
+    assert {request(lab) for _ in range(10)} == {"web1", "web2"}
 
 
 def test_a_unit_reload_checks_the_file(systemd: Systemd, lab: Lab) -> None:
