@@ -10,6 +10,9 @@ director_packages=(
     python3-bpfcc # compiles the fast path's programs
     python3-venv
 )
+proxy_packages=(
+    haproxy # serves Layer 7 virtual services, in a unit of lbdr's own; no real server needs it
+)
 test_packages=(
     arping           # asks who has the VIP, as a witness of its own
     clang-format     # C is formatted by it
@@ -17,7 +20,6 @@ test_packages=(
     dnsmasq-base     # a resolver
     ethtool          # offloads of the test links
     git              # which files are the project's
-    haproxy          # HTTP and HTTPS peers
     ipvsadm          # reads back what lbdr wrote
     openssl          # certificates of peers
     python3-aiosmtpd # a mail server

@@ -1,0 +1,1 @@
+"""Layer 7 virtual services, served by a companion HAProxy."""
