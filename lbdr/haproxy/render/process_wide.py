@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from lbdr.haproxy.model import Proxy, ProxyConfiguration, ProxyProtocol, ProxySettings
 from lbdr.haproxy.render import backends, dicom
 from lbdr.haproxy.render.persistence import PEERS
 from lbdr.haproxy.render.text import line, seconds
-from lbdr.model import endpoint
+from lbdr.model import Address, endpoint
 
 _LUA_MEMORY = 64  # MB a thread
 _RESERVED = 1024  # bytes of a buffer in which headers may grow; HAProxy's own default
+
+
+PEER: tuple[Address, int] = (IPv4Address("127.76.66.1"), 1019)
+"""A port of root's, at a loopback address that nobody else uses. No abstract unix socket: it cannot
+be paused, so a failed reload would end the worker that serves (seen with 2.6.12)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class Surroundings:
         lua: the program that reads association requests.
         user: whom the workers run as.
         group: likewise.
-        peer: the abstract unix socket over which a reload hands persistence on.
+        peer: the loopback address and port over which a reload hands persistence on.
     """
 
     admin: str
@@ -34,7 +40,7 @@ class Surroundings:
     lua: str
     user: str = "haproxy"
     group: str = "haproxy"
-    peer: str = "lbdr-peer"
+    peer: tuple[Address, int] = PEER
 
 
 def process(configuration: ProxyConfiguration, around: Surroundings, fingerprint: str) -> list[str]:
@@ -96,7 +102,7 @@ def defaults() -> list[str]:
 
 def peers(settings: ProxySettings, around: Surroundings) -> list[str]:
     """The peers section: a reload hands persistence to the new worker, over the local peer."""
-    own = f"abns@{around.peer}" if settings.peer is None else endpoint(*settings.peer)
+    own = endpoint(*(settings.peer or around.peer))
     lines = [f"peers {PEERS}", line("peer", settings.name, own)]
     for name, (address, port) in sorted(settings.peers.items()):
         lines.append(line("peer", name, endpoint(address, port)))
