@@ -113,6 +113,7 @@ class Peer:
         host: its name.
         port: where it listens.
         answer: serves one connection; it is closed afterwards.
+        any_address: of its IP version.
     """
 
     lab: Lab
@@ -121,10 +122,14 @@ class Peer:
     answer: Callable[[socket.socket, str], None]
     seen: list[bytes] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)
+    any_address: str = "0.0.0.0"
 
     def __enter__(self) -> Self:
         with self.lab.entered(self.host):
-            self._listener = socket.create_server(("0.0.0.0", self.port), backlog=512)
+            family = socket.AF_INET6 if ":" in self.any_address else socket.AF_INET
+            self._listener = socket.create_server(
+                (self.any_address, self.port), family=family, backlog=512
+            )
         self._open: set[socket.socket] = set()
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()

@@ -38,29 +38,30 @@ def pool(proxy: Proxy) -> Found:
         yield from _persistence(proxy.pool.persistence, proxy)
     if not http and (proxy.pool.headers or proxy.pool.rewrites):
         yield f"headers and rewrites need `protocol: http`, and this is {proxy.protocol.value}"
-    if proxy.pool.source.proxy_protocol not in {0, 1, 2}:
-        yield "proxy_protocol is neither 1 nor 2"
-    if proxy.pool.source.transparent and proxy.pool.source.address is not None:
-        yield "the real servers see the client's address or the director's: not both"
-    if proxy.pool.source.address is not None:
-        yield from _source(proxy, everyone)
+    yield from _source(proxy, everyone)
     for number, edit in enumerate(proxy.pool.headers, 1):
         if edit.pattern and edit.action is not HeaderAction.REPLACE:
             yield f"header {number}: a pattern belongs to `replace` alone"
 
 
 def _source(proxy: Proxy, everyone: tuple[ProxyServer, ...]) -> Found:
-    source = proxy.pool.source.address
+    source = proxy.pool.source
+    if source.proxy_protocol not in {0, 1, 2}:
+        yield "proxy_protocol is neither 1 nor 2"
+    if source.transparent and source.address is not None:
+        yield "the real servers see the client's address or the director's: not both"
     for server in everyone:
-        address = server.address
-        if (
-            source is not None
-            and not isinstance(address, str)
-            and address.version != source.version
-        ):
+        named = isinstance(server.address, str)
+        if source.transparent and named:
+            yield f"transparent: the real server {server.name} needs an address, not a name"
+        if source.transparent and server.port is None and not isinstance(proxy, ProxyService):
+            yield f"transparent: the real server {server.name} of a backend needs a port"
+        if source.address is None or isinstance(server.address, str):
+            continue
+        if server.address.version != source.address.version:
             yield (
-                f"the source address {source} and the real server {server.name} are of different "
-                "IP versions"
+                f"the source address {source.address} and the real server {server.name} are of "
+                "different IP versions"
             )
 
 
