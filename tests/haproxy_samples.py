@@ -128,7 +128,7 @@ def tcp_services() -> tuple[ProxyService, ...]:
             Pool(
                 two(),
                 persistence=ProxyPersistence(granularity=24, granularity6=64),
-                fallback=ProxyServer("sorry", ip_address("192.0.2.39")),
+                sorry_server=ProxyServer("sorry", ip_address("192.0.2.39")),
             ),
             translate={80: 8080, 514: 1514},
             rules=(
@@ -181,7 +181,7 @@ def http_service(directory: Path) -> ProxyService:
         Pool(
             two(8080),
             persistence=ProxyPersistence(PersistenceKind.COOKIE, timeout=1800),
-            fallback=ProxyServer("sorry", ip_address("2001:db8::39"), 80),
+            sorry_server=ProxyServer("sorry", ip_address("2001:db8::39"), 80),
             tls=ServerTls(name="portal.example.org", ca_file=str(directory / "portal.pem")),
             headers=(
                 edit(HeaderAction.SET, "X-Client", "{client_address}:{client_port}, 100% {{it}}"),

@@ -56,7 +56,7 @@ def beside_direct_routing(
         vips = {virtual.address: virtual for virtual in virtual_services}
         for server in (
             *proxy.pool.servers,
-            *([proxy.pool.fallback] if proxy.pool.fallback else []),
+            *([proxy.pool.sorry_server] if proxy.pool.sorry_server else []),
         ):
             if isinstance(server.address, str):
                 continue

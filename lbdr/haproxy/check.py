@@ -83,7 +83,7 @@ def _settings(configuration: ProxyConfiguration) -> Found:
 def _proxy(proxy: Proxy) -> Found:
     yield from _value("name", proxy.name, values.name)
     pool = proxy.pool
-    servers = (*pool.servers, *([pool.fallback] if pool.fallback else []))
+    servers = (*pool.servers, *([pool.sorry_server] if pool.sorry_server else []))
     for server in servers:
         yield from _server(server)
     yield from _number("timeouts: connect", pool.timeouts.connect, 0.001, _FOREVER)

@@ -29,7 +29,7 @@ def pool(proxy: Proxy) -> Found:
     servers = proxy.pool.servers
     if not servers:
         yield "no real server"
-    everyone = (*servers, *([proxy.pool.fallback] if proxy.pool.fallback else []))
+    everyone = (*servers, *([proxy.pool.sorry_server] if proxy.pool.sorry_server else []))
     names = [server.name for server in everyone]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"the real server {name} is there more than once"

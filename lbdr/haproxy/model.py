@@ -194,7 +194,7 @@ class Pool:
 
     Args:
         servers: in the order of the file.
-        fallback: serves when none of them can.
+        sorry_server: serves when none of them can.
         scheduler: how one is chosen.
         persistence: None for none.
         source: whose address they see.
@@ -206,7 +206,7 @@ class Pool:
     """
 
     servers: tuple[ProxyServer, ...]
-    fallback: ProxyServer | None = None
+    sorry_server: ProxyServer | None = None
     scheduler: Scheduler = Scheduler.WLC
     persistence: ProxyPersistence | None = None
     source: Source = field(default_factory=Source)

@@ -112,15 +112,15 @@ def _deciding(
 
 
 def _ready(name: str, configuration: ProxyConfiguration, down: Down) -> tuple[str, ...]:
-    """The real servers that serve; the fallback alone when none of them does."""
+    """The real servers that serve; the sorry server alone when none of them does."""
     proxies: list[Proxy] = [*configuration.services, *configuration.backends]
     for proxy in proxies:
         if proxy.name == name:
             out = down.get(name, frozenset())
             ready = tuple(one.name for one in proxy.pool.servers if one.name not in out)
-            fallback = proxy.pool.fallback
-            if not ready and fallback is not None and fallback.name not in out:
-                return (fallback.name,)
+            sorry = proxy.pool.sorry_server
+            if not ready and sorry is not None and sorry.name not in out:
+                return (sorry.name,)
             return ready
     return ()
 

@@ -97,8 +97,8 @@ def _rules(configuration: ProxyConfiguration) -> Iterator[AnswerRule]:
     for proxy in proxies:
         if not proxy.pool.source.transparent:
             continue
-        fallback = [proxy.pool.fallback] if proxy.pool.fallback else []
-        for server in (*proxy.pool.servers, *fallback):
+        sorry = [proxy.pool.sorry_server] if proxy.pool.sorry_server else []
+        for server in (*proxy.pool.servers, *sorry):
             if isinstance(server.address, str):
                 continue
             for ports in _ports(proxy, server.port):

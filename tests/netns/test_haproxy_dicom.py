@@ -117,7 +117,7 @@ def test_routed_as_lbdr_explains(director: Director, association: Association, s
 
 
 def test_nobody_can_serve(director: Director) -> None:
-    """The sender is told to come again; the fallback of another pool does not count."""
+    """The sender is told to come again; other pools do not count."""
     runtime = director.companion.runtime
     director.run(lambda _: runtime.set_state("STAT", "reserved", AdminState.MAINTENANCE))
     try:

@@ -336,11 +336,11 @@ async def set_state(runtime: Runtime, state: AdminState, _: Companion) -> None:
     await runtime.set_state("PORTAL", "web1", state)
 
 
-def test_fallback(lab: Lab, director: Director) -> None:
+def test_sorry_server(lab: Lab, director: Director) -> None:
     """It serves while nobody else can, and no client stays with it."""
     alone = Pool(
         (ProxyServer("web1", lab["web1"].ipv4, 8080),),
-        fallback=ProxyServer("sorry", lab["web2"].ipv4, 8080),
+        sorry_server=ProxyServer("sorry", lab["web2"].ipv4, 8080),
         persistence=ProxyPersistence(),
     )
     director.apply(configuration(portal(lab, alone)))

@@ -62,9 +62,9 @@ def backend(proxy: Proxy, *, ipv6: bool) -> list[str]:
         lines += rules.servers(proxy)
     weights = server_weights(pool)
     lines += [_server(proxy, server, weights[server.name]) for server in pool.servers]
-    if pool.fallback is not None:
+    if pool.sorry_server is not None:
         # non-stick: clients return to the real servers as soon as one serves again
-        lines.append(_server(proxy, pool.fallback, 1) + " backup non-stick")
+        lines.append(_server(proxy, pool.sorry_server, 1) + " backup non-stick")
     return lines
 
 
@@ -99,7 +99,7 @@ def _server(proxy: Proxy, server: ProxyServer, weight: int) -> str:
         words.append("send-proxy" if pool.source.proxy_protocol == 1 else "send-proxy-v2")
     if pool.tls is not None:
         words += tls.of_server(pool.tls, protocol=proxy.protocol)
-    if persistence.has_cookie(pool.persistence) and server is not pool.fallback:
+    if persistence.has_cookie(pool.persistence) and server is not pool.sorry_server:
         words += ["cookie", server.name]
     return line(*words)
 

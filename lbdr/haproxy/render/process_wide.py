@@ -140,5 +140,8 @@ def has_names(configuration: ProxyConfiguration) -> bool:
     return any(
         backends.by_name(server)
         for proxy in proxies
-        for server in (*proxy.pool.servers, *([proxy.pool.fallback] if proxy.pool.fallback else []))
+        for server in (
+            *proxy.pool.servers,
+            *([proxy.pool.sorry_server] if proxy.pool.sorry_server else []),
+        )
     )

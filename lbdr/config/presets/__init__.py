@@ -1,0 +1,1 @@
+"""Configurations for products, as text to start from."""
