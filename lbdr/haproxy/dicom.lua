@@ -5,7 +5,7 @@
 -- request is refused. The service `lbdr_dicom_refuse` answers a refused one. What is accepted, and
 -- what is answered, is the same as in association.py; tests hold them together.
 
-local MAX_REQUEST = 64000 -- bytes after the header; the buffer has to hold all of it
+local MAX_REQUEST = 39900 -- bytes after the header; the buffer has to hold all of it
 local FIXED = 68 -- version, AE titles, reserved
 local MAX_CONTEXTS = 128 -- odd numbers of one byte
 local APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"

@@ -27,6 +27,7 @@ test_packages=(
     slapd            # a directory
     systemd          # runs the unit, in a container in the guest
     tcpdump
+    wrk # HTTP load, for the benchmark
 )
 qemu_packages=(
     busybox-static # the initramfs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbdr.haproxy.association import ANSWERS, Association, RefusedError, build, parse
+from lbdr.haproxy.association import (
+    ANSWERS,
+    APPLICATION_CONTEXT,
+    Association,
+    RefusedError,
+    build,
+    parse,
+)
+from lbdr.haproxy.render.dicom import MAX_REQUEST
 from lbdr.haproxy.routing import route
 from tests import haproxy_samples as samples
 from tests.dicom_requests import CT, ENHANCED_CT, LEGAL, associations, mutated
@@ -75,3 +84,11 @@ def test_why() -> None:
     assert found.refusal == "no-server"
     assert found.why.endswith("; no real server of DICOM_VIP serves")
     assert parse(LEGAL).calling_ae == "CT_ER"
+
+
+def test_the_program_has_the_same_limits() -> None:
+    """As this reading: its answers are compared over a live HAProxy."""
+    program = samples.LUA.read_text()
+    assert f"local MAX_REQUEST = {MAX_REQUEST} " in program
+    assert f'local APPLICATION_CONTEXT = "{APPLICATION_CONTEXT}"' in program
+    assert set(re.findall(r'\["([a-z-]+)"\] = {', program)) == set(ANSWERS)

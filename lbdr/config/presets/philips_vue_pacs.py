@@ -146,8 +146,8 @@ def _service(row: Row, answers: Answers) -> Iterator[str]:
     else:
         yield "    check: {type: connect}"
         if row.protocol == "dicom":
-            yield "    # check: {type: dicom-echo, called_ae: ...} tests more than an open port, and"
-            yield "    # leaves no abandoned associations in the PACS's log: ask for the AE title"
+            yield "    # check: {type: dicom-echo, called_ae: ...} tests more than an open port,"
+            yield "    # and leaves no abandoned associations in the PACS: ask for the AE title"
     yield f"    real_servers: [{', '.join(_names(answers, standby=row.standby))}]"
 
 

@@ -6,8 +6,8 @@ from lbdr.haproxy.model import ProxyService
 from lbdr.haproxy.render import rules
 from lbdr.haproxy.render.text import chunks, line, seconds
 
-BUFFER = 65536
-MAX_REQUEST = 64000  # of BUFFER, less what HAProxy reserves (tune.maxrewrite 1024)
+BUFFER = 40960  # more costs every service: memory, and the processor's cache
+MAX_REQUEST = 39900  # of BUFFER, less what HAProxy reserves (tune.maxrewrite 1024)
 REFUSALS = "lbdr:refused"
 """The table of refused associations: `service/reason` -> how many."""
 _REFUSAL = "txn.lbdr_refusal"
