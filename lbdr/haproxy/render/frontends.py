@@ -8,6 +8,11 @@ from lbdr.haproxy.render.text import chunks, line, seconds
 from lbdr.model import Address, PortRange, endpoint
 
 _PORT = "sess.lbdr_port"
+_LONG = (
+    line("option", "clitcpka"),
+    # A client that does not close after its server did would hold a place there for 12 h.
+    line("timeout", "client-fin", "60s"),
+)
 
 
 def frontend(service: ProxyService) -> list[str]:
@@ -28,11 +33,9 @@ def frontend(service: ProxyService) -> list[str]:
     if http:
         lines += _http(service)
     elif service.protocol is ProxyProtocol.DICOM:
-        lines.append(line("option", "clitcpka"))
-        lines += dicom.frontend(service)
+        lines += [*_LONG, *dicom.frontend(service)]
     else:
-        lines.append(line("option", "clitcpka"))
-        lines += _tcp(service)
+        lines += [*_LONG, *_tcp(service)]
     lines += rules.leading(service)
     lines.append(line("default_backend", service.name))
     return lines

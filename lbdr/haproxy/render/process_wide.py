@@ -125,7 +125,6 @@ def resolvers(settings: ProxySettings) -> list[str]:
         line("timeout", "resolve", "1s"),
         line("timeout", "retry", "1s"),
         line("hold", "valid", seconds(settings.name_hold)),
-        line("hold", "obsolete", "30s"),  # an answer that is late does not take a server out
     ]
 
 
