@@ -43,7 +43,7 @@ from lbdr.haproxy.render.process_wide import Surroundings
 from lbdr.model import PortRange, Ports
 from tests.guest import missing
 
-LUA = Path(__file__).parents[1] / "lbdr" / "haproxy" / "dicom.lua"
+LUA = Path(__file__).parents[1] / "lbdr" / "haproxy"
 PACS1 = ip_address("192.0.2.31")
 PACS2 = ip_address("192.0.2.32")
 

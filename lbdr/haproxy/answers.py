@@ -258,9 +258,10 @@ def table(answer: str) -> list[TableEntry]:
     return found
 
 
-def anything_in_tables(answer: str) -> bool:
-    """Of `show table`: whether any has an entry."""
-    return re.search(r"^# table: .*, used:[1-9]", answer, re.MULTILINE) is not None
+def tables(answer: str) -> list[tuple[str, str, int]]:
+    """Of `show table`: name, type and number of entries of each."""
+    found = re.findall(r"^# table: (\S+), type: (\w+),.* used:(\d+)", answer, re.MULTILINE)
+    return [(name, kind, int(used)) for name, kind, used in found]
 
 
 def peers_finished(answer: str) -> bool:

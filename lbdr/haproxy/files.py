@@ -12,7 +12,8 @@ from lbdr.haproxy.render.process_wide import Surroundings
 
 NO_STATES = "1\n"
 """A file of server states that says nothing: its version."""
-LUA = Path(__file__).with_name("dicom.lua")
+LUA = Path(__file__).parent
+"""Where the programs are that HAProxy runs."""
 
 
 @dataclass(frozen=True, slots=True)

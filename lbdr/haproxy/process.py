@@ -198,6 +198,7 @@ class Companion:
                 log.warning("haproxy: reloading although its persistence may be lost")
                 return
             await asyncio.sleep(_POLL * 5)
+        await self.runtime.mark_tables()
 
     async def save_states(self) -> None:
         """Keep the server states, so that a reload and a new start begin with them."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from lbdr.haproxy import answers
 from lbdr.haproxy.errors import ProxyError
 from lbdr.haproxy.render.dicom import REFUSALS
+from lbdr.haproxy.render.persistence import MARKERS
 from lbdr.haproxy.socket_api import ask
 from lbdr.model import Address
 
@@ -92,7 +93,8 @@ class Runtime:
 
     async def table(self, proxy: str) -> list[answers.TableEntry]:
         """The persistence of a pool."""
-        return answers.table(await self._ask(f"show table {_word(proxy)}"))
+        found = answers.table(await self._ask(f"show table {_word(proxy)}"))
+        return [entry for entry in found if entry.key not in MARKERS.values()]
 
     async def refusals(self) -> dict[tuple[str, str], int]:
         """Refused associations: (service, reason) -> how many, over all reloads."""
@@ -109,9 +111,16 @@ class Runtime:
         for theirs (src/peers.c, PEERS_RESYNC_FINISHED): some 10 s after a first start, for want of
         an answer. With empty tables there is nothing to hand over.
         """
-        if not answers.anything_in_tables(await self._ask("show table")):
+        known = answers.tables(await self._ask("show table"))
+        if not any(used for _, _, used in known):
             return True
         return answers.peers_finished(await self._ask("show peers"))
+
+    async def mark_tables(self) -> None:
+        """Write what is handed over last into each table, so that a new worker knows when."""
+        for name, kind, used in answers.tables(await self._ask("show table")):
+            if used and kind in MARKERS and name != REFUSALS:
+                await self._set(f"set table {name} key {MARKERS[kind]}")
 
     async def _set(self, command: str) -> None:
         answer = await self._ask(command)

@@ -97,6 +97,9 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that refused our certificate."""
+
 
 @contextlib.contextmanager
 def web_server(lab: Lab, host: str, port: int, *, pem: Path | None = None) -> Iterator[None]:

@@ -80,8 +80,7 @@ def test_table() -> None:
         TableEntry("10.77.0.150", 599968, {"server_id": "1", "server_key": "web1"}),
         TableEntry("a b", 0, {"conn_cnt": "3"}),
     ]
-    assert answers.anything_in_tables(TABLE)
-    assert not answers.anything_in_tables("# table: DB, type: ip, size:100000, used:0\n\n")
+    assert answers.tables(TABLE) == [("DB", "ip", 2)]
 
 
 def test_processes() -> None:

@@ -27,7 +27,7 @@ AROUND = Surroundings(
     admin="/run/lbdr/haproxy/admin.sock",
     state="/run/lbdr/haproxy/servers",
     chroot="/run/lbdr/haproxy/empty",
-    lua="/usr/share/lbdr/dicom.lua",
+    lua="/usr/share/lbdr",
 )
 
 

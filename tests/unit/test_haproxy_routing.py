@@ -88,7 +88,7 @@ def test_why() -> None:
 
 def test_the_program_has_the_same_limits() -> None:
     """As this reading: its answers are compared over a live HAProxy."""
-    program = samples.LUA.read_text()
+    program = (samples.LUA / "dicom.lua").read_text()
     assert f"local MAX_REQUEST = {MAX_REQUEST} " in program
     assert f'local APPLICATION_CONTEXT = "{APPLICATION_CONTEXT}"' in program
     assert set(re.findall(r'\["([a-z-]+)"\] = {', program)) == set(ANSWERS)

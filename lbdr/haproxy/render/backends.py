@@ -55,7 +55,7 @@ def backend(proxy: Proxy, *, ipv6: bool) -> list[str]:
         secure = (
             isinstance(proxy, ProxyService) and proxy.tls is not None and not proxy.tls.ports.ranges
         )
-        lines += persistence.of_backend(pool.persistence, ipv6=ipv6, secure=secure)
+        lines += persistence.of_backend(proxy.name, pool.persistence, ipv6=ipv6, secure=secure)
     if http:
         lines += _edits(pool)
     if isinstance(proxy, ProxyService):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from lbdr.haproxy.model import PersistenceKind, ProxyPersistence
 from lbdr.haproxy.render.text import line, seconds
 
@@ -11,23 +13,31 @@ _HELLO_WAIT = 5  # seconds in which a client shows its cookie or session
 _SESSION_ID = 32  # bytes (RFC 5246 7.4.1.2)
 
 
-def of_backend(persistence: ProxyPersistence, *, ipv6: bool, secure: bool) -> list[str]:
+MARKERS = {"ip": "0.0.0.0", "ipv6": "::", "string": "lbdr-handed-over"}  # noqa: S104  # a key
+"""A key of each type of table that no client has: it is handed over last."""
+
+
+def of_backend(name: str, persistence: ProxyPersistence, *, ipv6: bool, secure: bool) -> list[str]:
     """The lines of a backend.
 
     Args:
+        name: the pool's.
         persistence: what is wanted.
         ipv6: the table has to take IPv6 addresses too.
         secure: every client speaks TLS.
     """
     match persistence.kind:
         case PersistenceKind.SOURCE:
+            kind = "ipv6" if ipv6 else "ip"
             return [
-                _table(persistence, _address_type(ipv6)),
+                _table(persistence, kind),
+                *_handed_over(name, kind),
                 line("stick", "on", _masked("src", persistence)),
             ]
         case PersistenceKind.FORWARDED_FOR:
             return [
                 _table(persistence, "ipv6"),  # whatever our own addresses are
+                *_handed_over(name, "ipv6"),
                 # Taken before our own proxy adds the address that it sees.
                 line(
                     "http-request",
@@ -47,7 +57,7 @@ def of_backend(persistence: ProxyPersistence, *, ipv6: bool, secure: bool) -> li
         case PersistenceKind.RDP_COOKIE:
             return [
                 _table(persistence, "string", "len", "128"),
-                line("tcp-request", "inspect-delay", seconds(_HELLO_WAIT)),
+                *_handed_over(name, "string"),
                 line("tcp-request", "content", "accept", "if", "RDP_COOKIE"),
                 line("persist", "rdp-cookie"),  # what a session broker answered
                 line("stick", "on", "req.rdp_cookie(mstshash)"),
@@ -85,8 +95,16 @@ def _table(persistence: ProxyPersistence, *kind: str) -> str:
     )
 
 
-def _address_type(ipv6: bool) -> str:
-    return "ipv6" if ipv6 else "ip"
+def _handed_over(name: str, kind: str) -> list[str]:
+    """After a reload, the first connections wait for what the worker before knows."""
+    whole = f"proc.lbdr_whole_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    first = ("if", "!whole")
+    return [
+        line("acl", "whole", f"var({whole})", "-m", "found"),
+        line("tcp-request", "inspect-delay", seconds(_HELLO_WAIT)),
+        line("tcp-request", "content", "lua.lbdr_handover", name, MARKERS[kind], *first),
+        line("tcp-request", "content", f"set-var({whole})", "bool(true)", *first),
+    ]
 
 
 def _masked(fetch: str, persistence: ProxyPersistence) -> str:

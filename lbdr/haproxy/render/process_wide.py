@@ -28,7 +28,7 @@ class Surroundings:
         admin: the unix socket of the runtime API.
         state: the file of server states that a reload starts from.
         chroot: an empty directory.
-        lua: the program that reads association requests.
+        lua: the directory of the programs that HAProxy runs.
         user: whom the workers run as.
         group: likewise.
         peer: the loopback address and port over which a reload hands persistence on.
@@ -81,9 +81,11 @@ def process(configuration: ProxyConfiguration, around: Surroundings, fingerprint
         lines += [
             line("tune.bufsize", dicom.BUFFER),
             line("tune.maxrewrite", _RESERVED),
-            line("tune.lua.maxmem", _LUA_MEMORY),
-            line("lua-load-per-thread", around.lua),
+            line("lua-load-per-thread", f"{around.lua}/dicom.lua"),
         ]
+    if any(proxy.pool.persistence is not None for proxy in proxies):
+        lines.append(line("lua-load-per-thread", f"{around.lua}/handover.lua"))
+    lines.append(line("tune.lua.maxmem", _LUA_MEMORY))
     return lines
 
 
