@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from netlab import Lab, wait_for
 
-from lbdr.haproxy.association import Association, build
+from lbdr.haproxy.association import ANSWERS, Association, build
 from lbdr.haproxy.matching import Condition, Rule, ToServer
 from lbdr.haproxy.model import (
+    ClientTls,
     PersistenceKind,
     Pool,
     ProxyConfiguration,
@@ -217,3 +218,34 @@ def test_urgent_associations_come_out_of_the_queue_first(lab: Lab, director: Dir
                 break
             heard.append(order.get(timeout=10))
         assert heard == ["FIRST", "STAT", "SECOND", "THIRD"]
+
+
+def test_dicom_over_tls(lab: Lab, director: Director, tmp_path: Path) -> None:
+    """TLS ends at the director (port 2762), which then routes and refuses as ever."""
+    pem = certificate(tmp_path, "pacs.example.org")
+    client = ssl.create_default_context(cafile=str(pem))
+
+    def ask(data: bytes) -> bytes:
+        raw = connect(lab, "client", str(lab["director"].ipv4), 2762)
+        with client.wrap_socket(raw, server_hostname="pacs.example.org") as connection:
+            connection.sendall(data)
+            return connection.recv(100)
+
+    def takes(connection: socket.socket, host: str) -> None:
+        if connection.recv(4096)[:1] == b"\1":
+            connection.sendall(host.encode())
+
+    with Peer(lab, "web1", 104, takes), Peer(lab, "web2", 104, takes):
+        servers = tuple(ProxyServer(name, lab[name].ipv4, 104) for name in ("web1", "web2"))
+        rules = (Rule(Condition(modality=("CT",)), ToServer("web2")),)
+        tls = ClientTls((str(pem),))
+        vip = (lab["director"].ipv4,)
+        pool = Pool(servers)
+        serve(
+            director,
+            ProxyService("S", vip, ports(2762), pool, ProxyProtocol.DICOM, tls=tls, rules=rules),
+        )
+        request = build(Association("PACS", "CT_ER", (CT,)))
+        assert {ask(request) for _ in range(4)} == {b"web2"}
+        assert ask(b"GET / HTTP/1.1\r\n\r\n") == ANSWERS["http"]
+        assert ask(request.replace(b"PACS", b"    ")) == ANSWERS["called-ae"]

@@ -19,3 +19,12 @@ def test_every_source_of_the_fast_path_is_installed() -> None:
     }
     sources = {path.relative_to(PROJECT) for path in (PROJECT / "bpf").rglob("*.[ch]")}
     assert installed == sources
+
+
+def test_every_program_of_haproxy_is_installed() -> None:
+    """Beside the module that names it."""
+    setuptools = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    installed = {
+        path for glob in setuptools["package-data"]["lbdr"] for path in PROJECT.glob(f"lbdr/{glob}")
+    }
+    assert installed >= set((PROJECT / "lbdr").rglob("*.lua"))
