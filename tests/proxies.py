@@ -19,8 +19,9 @@ from netlab import Lab, wait_for
 
 from lbdr.haproxy.answers import Processes
 from lbdr.haproxy.files import Files
+from lbdr.haproxy.launch import OwnProcess
 from lbdr.haproxy.model import ProxyConfiguration
-from lbdr.haproxy.process import Companion, OwnProcess
+from lbdr.haproxy.process import Companion
 from lbdr.haproxy.render.whole import Rendered, render
 
 T = TypeVar("T")

@@ -105,8 +105,9 @@ class ServerState:
         address: empty while a name is not resolved.
         port: 0 for the port that the client came to.
         running: whether it takes connections, but for maintenance and drain.
-        maintenance: set over the runtime API or by an unresolved name.
-        drain: likewise.
+        maintenance: set over the runtime API.
+        drain: likewise; HAProxy's own, which lbdr does not set.
+        unresolved: its name has no address yet, so it takes no connections.
         weight: in use.
         name: the host name that it is resolved from; empty for an address.
     """
@@ -120,6 +121,7 @@ class ServerState:
     drain: bool
     weight: int
     name: str
+    unresolved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +236,11 @@ def server_states(answer: str) -> list[ServerState]:
                 port=int(fields[18]),
                 running=fields[5] != "0",
                 # include/haproxy/server-t.h: SRV_ADMF_*
-                maintenance=bool(admin & 0x23),
+                maintenance=bool(admin & 0x07),
                 drain=bool(admin & 0x18),
                 weight=int(fields[7]),
                 name="" if fields[17] == "-" else fields[17],
+                unresolved=bool(admin & 0x20),
             )
         )
     return found

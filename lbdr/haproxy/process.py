@@ -10,15 +10,16 @@ import asyncio
 import logging
 import os
 import re
+import signal
 from contextlib import suppress
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import Protocol
 
 from lbdr.errors import ConfigError, Problem
 from lbdr.haproxy import answers, files
 from lbdr.haproxy.errors import ProxyError
 from lbdr.haproxy.files import Files
+from lbdr.haproxy.launch import ALERT, UNIT, Launcher, run
 from lbdr.haproxy.render.whole import Rendered
 from lbdr.haproxy.runtime import Runtime
 from lbdr.haproxy.socket_api import ask
@@ -27,68 +28,10 @@ from lbdr.haproxy.taken_ports import taken
 log = logging.getLogger(__name__)
 
 _PLACE = re.compile(r"\[[^\]\s]*haproxy\.cfg(?:\.new)?:(\d+)\]")
-_ALERT = re.compile(r"^\[ALERT\]\s+\(\d+\) : (?:config : )?(.*)$")
-_CHECK_SECONDS = 60.0
 _RELOAD_SECONDS = 60.0  # a new worker with a thousand services, on a busy machine
 _HAND_OVER_SECONDS = 15.0  # twice HAProxy's PEER_RESYNC_TIMEOUT of 5 s, and some
 _POLL = 0.02
-_UNIT = "lbdr-haproxy.service"
-
-
-class Launcher(Protocol):
-    """How a HAProxy comes to life, when none is there to be reloaded."""
-
-    async def start(self, places: Files) -> None:
-        """Start it with the file that is in place; it may not answer yet.
-
-        Raises:
-            ProxyError: it does not start.
-        """
-
-    def failure(self, places: Files) -> str:
-        """Why it does not run, in HAProxy's words; empty while that is not known."""
-
-
-class Unit:
-    """Under systemd: a unit of its own, which neither stops with lbdr's nor starts without it."""
-
-    async def start(self, places: Files) -> None:  # noqa: ARG002  # the unit has them too
-        """Start the unit."""
-        code, words = await _run("systemctl", "restart", _UNIT)
-        if code:
-            raise ProxyError(
-                f"{_UNIT} does not start: {words.strip()}", hint=f"journalctl -u {_UNIT}"
-            )
-
-    def failure(self, places: Files) -> str:  # noqa: ARG002
-        """Start waits for the unit's own word."""
-        return ""
-
-
-class OwnProcess:
-    """Without systemd, as in labs: a process that nobody's end takes with it.
-
-    Not by HAProxy's own -D: with it a reload that fails ends the master (seen with 2.6.12).
-    """
-
-    async def start(self, places: Files) -> None:
-        """Start it, detached from this process; what it says goes to a file."""
-        master = f"{places.master},mode,600"
-        with places.log.open("w") as log_file:
-            child = await asyncio.create_subprocess_exec(
-                *("setsid", "--fork", "haproxy", "-W", "-S", master, "-f", str(places.config)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=log_file,
-            )
-            await child.wait()
-
-    def failure(self, places: Files) -> str:
-        """Its last words."""
-        try:
-            return _alerts(places.log.read_text(errors="replace"))
-        except FileNotFoundError:
-            return ""
+_STOP_SECONDS = 10.0
 
 
 class Companion:
@@ -112,7 +55,7 @@ class Companion:
         """
         self.places.prepare()
         files.replace(self.places.candidate, rendered.text)
-        code, words = await _run("haproxy", "-c", "-f", str(self.places.candidate))
+        code, words = await run("haproxy", "-c", "-f", str(self.places.candidate))
         if code:
             raise ConfigError(_problems(words, rendered))
         for line in words.splitlines():
@@ -155,6 +98,35 @@ class Companion:
             if before:
                 files.replace(self.places.config, before)
             raise
+        return True
+
+    async def stop(self, *, grace: float) -> None:
+        """End HAProxy: no new connections now, and the open ones by the end of a grace.
+
+        Args:
+            grace: seconds.
+
+        Raises:
+            ProxyError: it does not end.
+        """
+        present = await self.processes()
+        if present is None:
+            return
+        states = await self.runtime.server_states_text()
+        files.replace(self.places.states, states)
+        with suppress(ProcessLookupError):
+            os.kill(present.master, signal.SIGUSR1)
+        if not await self._ended(grace):
+            await self._launcher.stop(present.master)
+            if not await self._ended(_STOP_SECONDS):
+                raise ProxyError(f"HAProxy, process {present.master}, does not end")
+
+    async def _ended(self, patience: float) -> bool:
+        deadline = asyncio.get_running_loop().time() + patience
+        while self._alive():
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(_POLL)
         return True
 
     async def processes(self) -> answers.Processes | None:
@@ -233,43 +205,21 @@ class Companion:
                             "HAProxy could not load its new configuration, and serves on with the "
                             "one before",
                             hint="its log has the reason, often a port that another program holds: "
-                            f"journalctl -u {_UNIT}",
+                            f"journalctl -u {UNIT}",
                         )
                     await asyncio.sleep(_POLL)
         except TimeoutError as error:
             raise ProxyError(
                 f"HAProxy does not serve configuration {fingerprint} after {_RELOAD_SECONDS:g} s",
-                hint=f"its log has the reason: journalctl -u {_UNIT}",
+                hint=f"its log has the reason: journalctl -u {UNIT}",
             ) from error
-
-
-async def _run(*command: str) -> tuple[int, str]:
-    try:
-        child = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-    except FileNotFoundError as error:
-        raise ProxyError(
-            f"{command[0]} is not installed", hint="apt-get install haproxy"
-        ) from error
-    try:
-        async with asyncio.timeout(_CHECK_SECONDS):
-            words, _ = await child.communicate()
-    except TimeoutError as error:
-        child.kill()
-        await child.wait()
-        raise ProxyError(f"{' '.join(command)}: no end after {_CHECK_SECONDS:g} s") from error
-    return child.returncode or 0, words.decode(errors="replace")
 
 
 def _problems(words: str, rendered: Rendered) -> list[Problem]:
     """HAProxy's words, each with the service of its line."""
     found: list[Problem] = []
     for line in words.splitlines():
-        alert = _ALERT.match(line)
+        alert = ALERT.match(line)
         if alert is None or "found in configuration" in line:
             continue  # how many there were, in which file
         place = _PLACE.search(line)
@@ -277,7 +227,3 @@ def _problems(words: str, rendered: Rendered) -> list[Problem]:
         text = _PLACE.sub("", alert[1]).replace("parsing  : ", "")
         found.append(Problem(f"{owner}: HAProxy: {text}" if owner else f"HAProxy: {text}"))
     return found or [Problem(f"HAProxy refuses its configuration: {words.strip()}")]
-
-
-def _alerts(words: str) -> str:
-    return "; ".join(match[1] for line in words.splitlines() if (match := _ALERT.match(line)))

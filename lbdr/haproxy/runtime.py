@@ -10,6 +10,7 @@ from lbdr.haproxy.errors import ProxyError
 from lbdr.haproxy.render.dicom import REFUSALS
 from lbdr.haproxy.render.persistence import MARKERS
 from lbdr.haproxy.socket_api import ask
+from lbdr.haproxy.states import Cut, RuntimeOperation, SetAddress, SetState, SetWeight
 from lbdr.model import Address
 
 
@@ -59,6 +60,23 @@ class Runtime:
         answer = await self._ask(command)
         if "changed" not in answer and "no need to change" not in answer:
             raise _refused(command, answer)
+
+    async def apply(self, operation: RuntimeOperation) -> None:
+        """Do what lbdr.haproxy.states found.
+
+        Raises:
+            ProxyError: HAProxy refuses it, or does not answer.
+        """
+        match operation:
+            case SetState(proxy, server, ready):
+                state = AdminState.READY if ready else AdminState.MAINTENANCE
+                await self.set_state(proxy, server, state)
+            case SetWeight(proxy, server, weight):
+                await self.set_weight(proxy, server, weight)
+            case SetAddress(proxy, server, address, port):
+                await self.set_address(proxy, server, address, port)
+            case Cut(proxy, server):
+                await self.cut(proxy, server)
 
     async def cut(self, proxy: str, server: str) -> None:
         """End all connections of a real server, at once: what `halt` adds to `drain`."""

@@ -14,6 +14,7 @@ from netlab import Lab, wait_for
 
 from lbdr.errors import ConfigError
 from lbdr.haproxy.errors import ProxyError
+from lbdr.haproxy.launch import OwnProcess
 from lbdr.haproxy.model import (
     Pool,
     ProxyConfiguration,
@@ -22,9 +23,10 @@ from lbdr.haproxy.model import (
     ProxyService,
     ProxySettings,
 )
-from lbdr.haproxy.process import Companion, OwnProcess
+from lbdr.haproxy.process import Companion
 from lbdr.haproxy.render.whole import Rendered
 from lbdr.haproxy.runtime import AdminState
+from lbdr.haproxy.states import Standing, operations
 from tests.haproxy_samples import need_haproxy, ports
 from tests.proxies import Director, Peer, ask_name, connect, first_line, running, says_its_name
 
@@ -230,6 +232,29 @@ def test_a_state_is_set_at_once(lab: Lab, director: Director, peers: dict[str, P
 
 
 @pytest.mark.usefixtures("peers")
+def test_standings_are_brought_about(lab: Lab, director: Director) -> None:
+    """What health and operator want is observed, planned and applied, once."""
+    configuration = database(lab)
+    director.apply(configuration)
+
+    async def work(companion: Companion) -> list[str]:
+        done = []
+        standings = {("DB", "web1"): Standing.HALT}
+        for wanted in (standings, standings, {}):
+            states = await companion.runtime.server_states()
+            for operation in operations(configuration, states, wanted, {("DB", "web2"): 5}):
+                await companion.runtime.apply(operation)
+                done.append(str(operation))
+        return done
+
+    assert director.run(work) == [
+        "set server DB/web2 weight 5",
+        "set server DB/web1 state maint",
+        "set server DB/web1 state ready",
+    ]
+
+
+@pytest.mark.usefixtures("peers")
 def test_halt_cuts_connections(lab: Lab, director: Director) -> None:
     director.apply(database(lab))
     with connect(lab, "client", vip(lab), PORT) as connection:
@@ -258,6 +283,21 @@ def test_one_that_is_stuck_is_told_in_time(lab: Lab, director: Director) -> None
             director.run(lambda companion: companion.runtime.information())
     finally:
         os.kill(worker.pid, signal.SIGCONT)
+
+
+def test_stopped(lab: Lab, director: Director, peers: dict[str, Peer]) -> None:
+    """Open connections finish, or a deadline comes; stopping what does not run is nothing."""
+    director.run(lambda companion: companion.stop(grace=0.1))
+    director.apply(database(lab))
+    with connect(lab, "client", vip(lab), PORT) as connection:
+        assert first_line(connection) in peers
+        director.run(lambda companion: companion.stop(grace=0.3))
+        assert director.run(lambda companion: companion.processes()) is None
+        assert connection.recv(10) == b""
+    director.apply(database(lab))
+    start = time.monotonic()
+    director.run(lambda companion: companion.stop(grace=60))
+    assert time.monotonic() - start < 30, "with no connection there is nothing to wait for"
 
 
 def test_two_changes_at_once(lab: Lab, director: Director) -> None:

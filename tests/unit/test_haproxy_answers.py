@@ -71,7 +71,7 @@ def test_server_states() -> None:
     assert answers.server_states(STATES) == [
         ServerState("DB", "web1", "10.77.0.21", 1521, True, False, False, 1, ""),
         ServerState("DB", "web2", "10.77.0.22", 0, False, True, False, 3, ""),
-        ServerState("DB", "named", "", 1521, False, True, False, 1, "db.example.org"),
+        ServerState("DB", "named", "", 1521, False, False, False, 1, "db.example.org", True),
     ]
 
 
