@@ -11,6 +11,8 @@ MAX_REQUEST = 39900  # of BUFFER, less what HAProxy reserves (tune.maxrewrite 10
 REFUSALS = "lbdr:refused"
 """The table of refused associations: `service/reason` -> how many."""
 _REFUSAL = "txn.lbdr_refusal"
+# A worker that ends after a reload counts no server at all, and still serves what it has accepted.
+_SERVING = ("!{", "stopping", "}")
 _COUNTED = 10_000
 
 
@@ -88,9 +90,9 @@ def _without_server(service: ProxyService) -> list[str]:
     elsewhere: list[int] = []
     for name, numbers in rules.targets(service):
         elsewhere += numbers
-        empty = ("{", f"nbsrv({name})", "eq", "0", "}")
+        empty = ("{", f"nbsrv({name})", "eq", "0", "}", *_SERVING)
         lines.append(_refuse("no-server", *rules.by_number(numbers), *empty))
-    empty = ("{", f"nbsrv({service.name})", "eq", "0", "}")
+    empty = ("{", f"nbsrv({service.name})", "eq", "0", "}", *_SERVING)
     own = ("!{", *rules.by_number(elsewhere)[1:]) if elsewhere else ()
     lines.append(_refuse("no-server", *own, *empty))
     return lines
