@@ -28,6 +28,10 @@ from lbdr.haproxy.taken_ports import taken
 log = logging.getLogger(__name__)
 
 _PLACE = re.compile(r"\[[^\]\s]*haproxy\.cfg(?:\.new)?:(\d+)\]")
+_NO_JIT = (
+    "or this process may not have memory that is writable and executable, which HAProxy compiles "
+    "regular expressions into: MemoryDenyWriteExecute of its unit"
+)
 _RELOAD_SECONDS = 60.0  # a new worker with a thousand services, on a busy machine
 _HAND_OVER_SECONDS = 15.0  # twice HAProxy's PEER_RESYNC_TIMEOUT of 5 s, and some
 _POLL = 0.02
@@ -225,5 +229,7 @@ def _problems(words: str, rendered: Rendered) -> list[Problem]:
         place = _PLACE.search(line)
         owner = rendered.owner(int(place[1])) if place else ""
         text = _PLACE.sub("", alert[1]).replace("parsing  : ", "")
-        found.append(Problem(f"{owner}: HAProxy: {text}" if owner else f"HAProxy: {text}"))
+        hint = _NO_JIT if "jit compilation failed" in text else ""
+        message = f"{owner}: HAProxy: {text}" if owner else f"HAProxy: {text}"
+        found.append(Problem(message, hint=hint))
     return found or [Problem(f"HAProxy refuses its configuration: {words.strip()}")]
