@@ -10,9 +10,6 @@ director_packages=(
     python3-bpfcc # compiles the fast path's programs
     python3-venv
 )
-proxy_packages=(
-    haproxy # serves Layer 7 virtual services, in a unit of lbdr's own; no real server needs it
-)
 test_packages=(
     arping           # asks who has the VIP, as a witness of its own
     clang-format     # C is formatted by it
@@ -20,6 +17,7 @@ test_packages=(
     dnsmasq-base     # a resolver
     ethtool          # offloads of the test links
     git              # which files are the project's
+    haproxy          # HTTP peers of health checks, and what lbdr/haproxy renders for
     ipvsadm          # reads back what lbdr wrote
     openssl          # certificates of peers
     python3-aiosmtpd # a mail server
@@ -27,7 +25,7 @@ test_packages=(
     slapd            # a directory
     systemd          # runs the unit, in a container in the guest
     tcpdump
-    wrk # HTTP load, for the benchmark
+    wrk              # HTTP load, for the benchmark
 )
 qemu_packages=(
     busybox-static # the initramfs

@@ -28,7 +28,7 @@ from lbdr.haproxy.render.whole import render
 from lbdr.haproxy.socket_api import ask
 from tests.haproxy_samples import need_haproxy, ports
 from tests.kernel.daemons import soon
-from tests.kernel.test_systemd import UNIT, Systemd
+from tests.kernel.systemd import UNIT, Systemd
 
 NAME = "lbdr-haproxy"
 FILES = Files(Path("/run/lbdr/haproxy"))  # the unit's, of the guest
@@ -39,10 +39,10 @@ class WithProxy(Systemd):
 
     def _command(self) -> list[str]:
         found = super()._command()
-        shutil.copy(UNIT.with_name(f"{NAME}.service"), self._units)
-        added = self._units / f"{NAME}.service.d"
+        shutil.copy(UNIT.with_name(f"{NAME}.service"), self.units)
+        added = self.units / f"{NAME}.service.d"
         added.mkdir()
-        log = f"[Service]\nStandardError=append:{self._units / 'log'}\n"
+        log = f"[Service]\nStandardError=append:{self.units / 'log'}\n"
         (added / "test.conf").write_text(log + "ProtectHome=no\nPrivateTmp=no\n")  # the project
         return found
 
