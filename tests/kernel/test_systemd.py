@@ -136,7 +136,7 @@ def test_checks_run_in_it(systemd: Systemd, lab: Lab) -> None:
         CONFIG.write_text(good)
         systemd.ctl("reload", "lbdr")
         program.unlink()
-    assert {request(lab) for _ in range(10)} == {"web1", "web2"}
+    assert table(lab).count("-a ") == 4
 
 
 def test_a_unit_reload_checks_the_file(systemd: Systemd, lab: Lab) -> None:
