@@ -16,7 +16,6 @@ from yaml._yaml import CParser  # libyaml; the one that CSafeLoader is made of
 from lbdr.config import yaml_errors
 from lbdr.errors import ConfigError, Problem
 
-MAX_DEPTH = 64  # the schema needs 6; libyaml's composer recurses on the C stack
 MAX_VALUES = 2_000_000  # a file of 10,000 services with 10 servers has about 700,000
 MAX_ALIAS_VALUES = 100_000  # what aliases may add by standing for values again
 
@@ -65,7 +64,7 @@ class _Composer(CParser):
     def descend_resolver(self, parent: yaml.Node | None, _index: Any) -> None:
         self.depth += 1
         self.values += 1
-        if self.depth > MAX_DEPTH:
+        if self.depth > yaml_errors.MAX_DEPTH:
             raise _too_deep(parent, self.file)
         if self.values > MAX_VALUES:
             raise _error(parent, self.file, f"the file has more than {MAX_VALUES:,} values", "")
@@ -83,8 +82,7 @@ def _too_deep(node: yaml.Node | None, file: str) -> ConfigError:
     return _error(
         node,
         file,
-        f"values are nested more than {MAX_DEPTH} deep",
-        "look for a bracket that is not closed, or an alias inside what it stands for",
+        *yaml_errors.TOO_DEEP,
     )
 
 
@@ -131,7 +129,7 @@ class Source:
                 f"aliases (*name) stand for more than {MAX_ALIAS_VALUES:,} values",
                 "write the values out",
             )
-        if depth > MAX_DEPTH:
+        if depth > yaml_errors.MAX_DEPTH:
             raise _too_deep(node, self.file)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)

@@ -15,6 +15,11 @@ def short(text: str, limit: int = _SHOWN) -> str:
     return plain if len(plain) <= limit else plain[: limit - 3] + "..."
 
 
+MAX_DEPTH = 64  # the schema needs 8; libyaml's composer recurses on the C stack
+TOO_DEEP = (
+    f"values are nested more than {MAX_DEPTH} deep",
+    "look for a bracket that is not closed, or an alias inside what it stands for",
+)
 _BY_PROBLEM: dict[str, tuple[str, str]] = {
     "mapping values are not allowed in this context": (
         "a key and its `:` cannot stand here",
@@ -74,6 +79,7 @@ _BY_PROBLEM: dict[str, tuple[str, str]] = {
         "check the indentation: the first key decides it for the whole file",
     ),
     "found incompatible YAML document": ("a %YAML line of another version", "remove it"),
+    "exceeded maximum nesting depth": TOO_DEEP,  # libyaml's own bound, which newer ones have
 }
 _TAB = (
     "a tab cannot indent YAML",

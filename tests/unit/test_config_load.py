@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lbdr.config.load import load, parse
-from lbdr.config.yaml12 import MAX_DEPTH, Source
+from lbdr.config.yaml12 import Source
+from lbdr.config.yaml_errors import MAX_DEPTH
 from lbdr.errors import ConfigError, Problem
 from lbdr.model import (
     AddressProbe,
