@@ -13,7 +13,7 @@ from netlab import Lab
 from lbdr.control.client import RemoteError
 from lbdr.control.protocol import FastPathRequest, ReloadRequest
 from lbdr.errors import ConfigError, ControlError, KernelError, PrivilegeError
-from tests.alone import HASHED, alone_lab, configure
+from tests.alone import HASHED, alone_lab, configure, service
 from tests.kernel.daemons import LBDR, VIP, WEB, Daemon
 from tests.kernel.open_connections import Connections
 
@@ -95,6 +95,21 @@ def test_who_may_not_load_programs(lab: Lab, daemon: Daemon) -> None:
         assert done.returncode == PrivilegeError.exit_code, done.stderr
         assert "this kernel has no IPVS, and XDP and tc cannot be had: " in done.stderr
         assert f"{VIP}/32" not in daemon.addresses()
+
+
+def test_who_may_not_load_finds_them_loaded(lab: Lab, daemon: Daemon) -> None:
+    """As under the systemd unit, whose daemon has these two rights alone."""
+    configure(daemon, {"WEB": HASHED})
+    loaded = lab.run("director", [str(LBDR), "fastpath", "load", *daemon.places]).stdout
+    assert loaded == "programs of the fast path: loaded\n"
+    kept = "-all,+net_admin,+net_raw"
+    daemon.launch("setpriv", "--no-new-privs", f"--inh-caps={kept}", f"--bounding-set={kept}")
+    daemon.wait_ready()
+    with Connections(lab, VIP, 80, 20) as open_:
+        assert not open_.wrong()
+    assert service(daemon).fastpath.packets >= 80
+    assert not daemon.status().problems
+    assert daemon.stop() == 0
 
 
 def test_a_machine_without_the_compiler(lab: Lab, daemon: Daemon) -> None:
