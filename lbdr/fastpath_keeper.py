@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 _SWEEP = 5.0  # seconds between looks at records, and at neighbours that nothing else keeps fresh
 _UNMARKED = "packet marks of services with several ports"
+_SETTLING = 15.0  # seconds; a table waits 3 before it changes
+_OVERDUE = 0.2  # seconds until what could not be done in its time is tried again
 SETTLED = 0.05
 """Seconds that a watcher waits after a change: they come in numbers."""
 
@@ -162,9 +164,10 @@ class FastPathKeeper:
         self.mark()
 
     async def settle(self) -> None:
-        """Follow until nothing is left that waits for its time."""
+        """Follow until nothing is left that waits for its time; not for ever for want of room."""
         await self.follow()
-        while self.fast is not None and self.fast.due is not None:
+        end = time.monotonic() + _SETTLING
+        while self.fast is not None and self.fast.due is not None and time.monotonic() < end:
             await asyncio.sleep(self._wait())
             await self.follow()
 
@@ -222,7 +225,10 @@ class FastPathKeeper:
     def _wait(self) -> float:
         """Seconds until the next pass that nothing else asks for."""
         due = self.fast.due if self.fast is not None else None
-        return self._most if due is None else min(max(due - time.monotonic(), 0.01), self._most)
+        if due is None:
+            return self._most
+        left = due - time.monotonic()
+        return min(max(left, 0.01) if left > 0 else _OVERDUE, self._most)
 
     @property
     def _most(self) -> float:
@@ -490,7 +496,7 @@ class FastPathKeeper:
             self.fast = self.fast or await self._start()
             self._handed_over += await give(self.fast, self.fast.forwarded)
         if self.fast is not None or is_there(paths):
-            log.info("fast path: ends, IPVS forwards: %s", reason)
+            log.info("fast path: ends%s: %s", "" if self.alone else ", IPVS forwards", reason)
             self.close()
             await remove(paths)
         self.state = FastPathState(reason=reason)
