@@ -24,6 +24,7 @@ from lbdr.errors import KernelError, LbdrError, PrivilegeError
 from lbdr.fastpath import Mh
 from lbdr.fastpath_keeper import SETTLED, FastPathKeeper
 from lbdr.fastpath_wanted import to_guard
+from lbdr.fastpath_watch import watch
 from lbdr.model import Address, Key, Service, VirtualAddress
 
 log = logging.getLogger(__name__)
@@ -119,17 +120,12 @@ class AloneKeeper(FastPathKeeper):
 
     async def _watch_programs(self) -> None:
         """Every moment counts in which a program is not where it belongs."""
-        director = self._director
-        while True:
-            try:
-                async for _ in attachment_changes():
-                    director.set_trouble("watching programs", "")
-                    self._look = True
-                    self.mark()
-                    await asyncio.sleep(SETTLED)
-            except LbdrError as error:
-                director.set_trouble("watching programs", str(error))
-                await asyncio.sleep(_AGAIN)
+
+        def look() -> None:
+            self._look = True
+            self.mark()
+
+        await watch(self._director, "watching programs", attachment_changes, look, SETTLED)
 
     # --- one pass --------------------------------------------------------------------------------
 

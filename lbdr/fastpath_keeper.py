@@ -12,34 +12,38 @@ import time
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from lbdr import mh_verdict
 from lbdr.control.protocol import FastPathResult
 from lbdr.datapath import routes as rtnetlink
 from lbdr.datapath import xdp_redirects
-from lbdr.datapath.bpf_links import device as device_name
 from lbdr.datapath.mh_check import MhOutcome
 from lbdr.datapath.neighbours import Neighbours
 from lbdr.datapath.routes_wire import Link
 from lbdr.datapath.xdp import FastPath
 from lbdr.datapath.xdp_attach import Attachment, Attachments
-from lbdr.datapath.xdp_layout import Capacity, Reason, ServiceFlag
+from lbdr.datapath.xdp_layout import Capacity, Reason
 from lbdr.datapath.xdp_wanted import KnownFlow, WantedService
 from lbdr.director import Director
 from lbdr.errors import KernelError, LbdrError, PrivilegeError
 from lbdr.fastpath import OFF, Mh, chosen, is_table
+from lbdr.fastpath_devices import devices_of
 from lbdr.fastpath_handover import give, held
 from lbdr.fastpath_pins import is_there, open_pinned, remove
 from lbdr.fastpath_services import forwarded, marked_only, successors, unmarked
-from lbdr.fastpath_status import FastCounts, with_fast_path
+from lbdr.fastpath_status import with_fast_path
+from lbdr.fastpath_told import told
 from lbdr.fastpath_wanted import unforwarded
+from lbdr.fastpath_watch import watch
 from lbdr.maglev import DEFAULT_INDEX
 from lbdr.marked_services import be_able_to_mark
 from lbdr.model import Address, FastPathUse, Key, MarkKey, Service, VirtualAddress
-from lbdr.status import FastPathDevice, FastPathDirector, Status
+from lbdr.status import FastPathDirector, Status
 
 log = logging.getLogger(__name__)
 
+_REDIRECTS = "watching which devices take redirected frames"
 _SWEEP = 5.0  # seconds between looks at records, and at neighbours that nothing else keeps fresh
 _UNMARKED = "packet marks of services with several ports"
 _SETTLING = 15.0  # seconds; a table waits 3 before it changes
@@ -182,9 +186,11 @@ class FastPathKeeper:
 
     def _tasks(self) -> list[Coroutine[object, object, None]]:
         return [
-            self._watch_neighbours(),
+            watch(
+                self._director, "watching neighbours", self._neighbours.changes, self.mark, SETTLED
+            ),
+            watch(self._director, _REDIRECTS, xdp_redirects.changes, self.mark),
             self._watch_programs(),
-            self._watch_redirects(),
             self._follow(),
         ]
 
@@ -235,18 +241,6 @@ class FastPathKeeper:
         """Seconds from one pass to the next at most."""
         return _SWEEP
 
-    async def _watch_neighbours(self) -> None:
-        director = self._director
-        while True:
-            try:
-                async for _ in self._neighbours.changes():
-                    director.set_trouble("watching neighbours", "")
-                    self.mark()
-                    await asyncio.sleep(SETTLED)
-            except LbdrError as error:
-                director.set_trouble("watching neighbours", str(error))
-                await asyncio.sleep(_SWEEP)
-
     async def _watch_programs(self) -> None:
         """Notice programs that somebody detached: IPVS does not know unmarked packets."""
         director = self._director
@@ -255,19 +249,6 @@ class FastPathKeeper:
             if self._needed and self._attachments and not await self._attachments.all_there():
                 log.warning("drift: a program was detached from tc, and is attached again")
                 self.mark()
-
-    async def _watch_redirects(self) -> None:
-        what = "watching which devices take redirected frames"
-        while True:
-            try:
-                async for _ in xdp_redirects.changes():
-                    self._director.set_trouble(what, "")
-                    self.mark()
-            except LbdrError as error:
-                self._director.set_trouble(what, str(error))
-                await asyncio.sleep(_SWEEP)
-            else:
-                return  # this kernel does not tell
 
     # --- one pass --------------------------------------------------------------------------------
 
@@ -411,56 +392,24 @@ class FastPathKeeper:
         *,
         look: bool,
     ) -> list[Attachment]:
-        incoming: set[int] = set()
-        outgoing: set[int] = set()
-        marking: set[int] = set()
-        behind: set[int] = set()
-        for service in wanted:
-            if service.mark:
-                marking.add(service.vip.ifindex)
-            if ServiceFlag.ACTIVE not in service.flags:
-                continue
-            incoming.add(service.vip.ifindex)
-            leave = {server.reach.out.ifindex for server in service.real_servers}
-            behind |= leave - {service.vip.ifindex, 0}
-            if ServiceFlag.LEARNED in service.flags:
-                outgoing |= leave
+        needed = devices_of(wanted)
         if self._attachments is None:
             self._attachments = Attachments(fast.programs)
-        guarded = self._guarded(links) - incoming if incoming else frozenset()
+        guarded = self._guarded(links) - needed.incoming if needed.incoming else frozenset()
         devices = await self._attachments.keep(
-            incoming, outgoing - {0}, links.keys(), marking - {0}, guarded, look=look
+            needed.incoming, needed.outgoing, links.keys(), needed.marking, guarded, look=look
         )
         self._tell(devices)
-        await xdp_redirects.keep(fast.maps["devices"], behind)
+        await xdp_redirects.keep(fast.maps["devices"], needed.behind)
         return devices
 
     def status(self, status: Status) -> Status:
         """A status with what the fast path does."""
         fast, state = self.fast, self.state
         if fast is None or state.reason:  # a first pass has yet to end
-            off = FastPathDirector(reason=state.reason)
-            return with_fast_path(status, off, {}, state.slow)
-        counts = {
-            service.name: FastCounts(
-                {str(rip): served for rip, served in fast.served(key).items()},
-                _words(self._reasons(fast, key)),
-            )
-            for key, service in self._director.desired().services.items()
-            if key in fast.forwarded
-        }
-        director = FastPathDirector(
-            state="forwards",
-            devices=[
-                FastPathDevice(
-                    device=device_name(each.ifindex),
-                    mode="native" if each.xdp else "tc",
-                    reason=each.reason,
-                )
-                for each in state.devices
-            ],
-            not_forwarded=_words(self._reasons(fast, None)),
-        )
+            return with_fast_path(status, FastPathDirector(reason=state.reason), {}, state.slow)
+        names = {key: service.name for key, service in self._director.desired().services.items()}
+        director, counts = told(fast, names, state.devices, partial(self._reasons, fast))
         return with_fast_path(status, director, counts, state.slow)
 
     def _reasons(self, fast: FastPath, key: Key | None) -> dict[Reason, int]:
@@ -505,7 +454,3 @@ class FastPathKeeper:
         """Let go of the programs and maps; what is pinned goes on."""
         self._open.close()
         self.fast = self._attachments = None
-
-
-def _words(reasons: Mapping[Reason, int]) -> dict[str, int]:
-    return {reason.name.lower(): count for reason, count in reasons.items()}
