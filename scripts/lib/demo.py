@@ -268,7 +268,9 @@ class Demo:
         """Run lbdr on a host and show it as one would type it there."""
         typed = [word for word in arguments if not word.startswith(_PLACES)]
         print(f"{host}# lbdr {' '.join(typed)}")
-        for line in self._lab.run(host, [str(LBDR), *arguments]).stdout.splitlines():
+        # an emulated machine takes half a minute to start one
+        done = self._lab.run(host, [str(LBDR), *arguments], timeout=240)
+        for line in done.stdout.splitlines():
             print(line.rstrip())
 
 
