@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -52,9 +52,9 @@ class HealthKeeper:
         self._prober: VipProber | None = None
         self._wake = asyncio.Event()
         self._unsaved = False
-        self._deadline: float | None = None
+        self._looked = time.time()  # for drains that became halts
 
-    def configure(self, names: Iterable[str] | None = None) -> None:
+    def configure(self, names: Collection[str] | None = None) -> None:
         """Take what is wanted from now on: the file's, with the operator's weights and states.
 
         Those whose decision changed are marked.
@@ -85,8 +85,7 @@ class HealthKeeper:
                     async with asyncio.timeout(self._pause()):
                         await self._wake.wait()
                 self._wake.clear()
-                if self._deadline is not None and time.time() >= self._deadline:
-                    self._decide(self._director.loaded.health)  # a drain became a halt
+                self._take_deadlines()
                 self._decide(self._services.due(asyncio.get_running_loop().time()))
                 if self._unsaved:
                     self._save()
@@ -163,7 +162,17 @@ class HealthKeeper:
         }
         return Facts(self.verdict, operators, agents)
 
-    def _decide(self, names: Iterable[str]) -> None:
+    def _take_deadlines(self) -> None:
+        """Decide again where a drain became a halt since this was asked last."""
+        now, operator = time.time(), self._director.reconciler.state.operator
+        deadline = next_deadline(operator, self._looked)
+        self._looked = now
+        if deadline is not None and deadline <= now:
+            self._decide(self._director.loaded.health)
+
+    def _decide(self, names: Collection[str]) -> None:
+        if not names:
+            return
         before = self._services.decisions
         now = asyncio.get_running_loop().time()
         changed = self._services.decide(names, self._facts(), now)
@@ -186,8 +195,8 @@ class HealthKeeper:
             if was is None:
                 if share.presence is Presence.SERVE:
                     continue  # as it was begun
-            elif was.presence is share.presence:
-                continue
+            elif was.presence is share.presence or _by_operator(was, share):
+                continue  # the operator's word is an event of its own
             self._director.tell(EventKind.HEALTH, _words(name, server, share), name, server)
         if before is not None and before.sorry is not decision.sorry:
             words = "the sorry server serves" if decision.sorry else "real servers serve again"
@@ -195,10 +204,10 @@ class HealthKeeper:
 
     def _pause(self) -> float | None:
         """Seconds until something is to be decided though nothing is heard."""
-        again, now = self._services.again, time.time()
-        self._deadline = next_deadline(self._director.reconciler.state.operator, now)
+        again = self._services.again
+        deadline = next_deadline(self._director.reconciler.state.operator, self._looked)
         waits = [] if again is None else [again - asyncio.get_running_loop().time()]
-        waits += [] if self._deadline is None else [self._deadline - now]
+        waits += [] if deadline is None else [deadline - time.time()]
         return max(0.0, min(waits)) if waits else None
 
     def _save(self) -> None:
@@ -217,6 +226,10 @@ def _weighted(
         for server, member in health.policy.members.items()
     }
     return replace(health, policy=replace(health.policy, members=members))
+
+
+def _by_operator(*shares: Share) -> bool:
+    return any(share.reason.endswith("by the operator") for share in shares)
 
 
 def _words(name: str, server: str, share: Share) -> str:

@@ -36,7 +36,7 @@ class AnswerRule:
     def __str__(self) -> str:
         version = "-6 " if self.server.version == 6 else ""
         return (
-            f"ip {version}rule add priority {PRIORITY} from {self.server} ipproto tcp "
+            f"ip {version}rule add priority {PRIORITY} from {self.server} ipproto 6 "
             f"sport {self.ports} lookup {TABLE}"
         )
 

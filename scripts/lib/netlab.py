@@ -267,7 +267,8 @@ class Lab:
                 f"address add {host.ipv4}/24 dev {INTERFACE}",
                 f"address add {host.ipv6}/64 dev {INTERFACE} nodad",
             )
-        wait_for(self._ready, "carrier on every link")
+        # the kernel may be busy with the end of many namespaces before
+        wait_for(self._ready, "carrier on every link", timeout=60)
 
     def _ready(self) -> bool:
         """Whether frames pass: both ends of every link run, and no address waits for anything."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -86,11 +88,14 @@ def configuration(lab: Lab, *also: int) -> ProxyConfiguration:
 
 
 def redirected(lab: Lab, port: int = 80) -> bool:
-    url = f"http://{lab['director'].ipv4}:{port}/a1"
-    done = lab.run(
-        "client", ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", url], check=False
-    )
-    return done.stdout == "302"
+    """Whether a client is sent elsewhere, by the rule of the configuration."""
+    connection = http.client.HTTPConnection(str(lab["director"].ipv4), port, timeout=10)
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+        with lab.entered("client"):
+            connection.connect()
+        connection.request("GET", "/a1")
+        return connection.getresponse().status == 302
+    return False
 
 
 def test_the_unit_serves(systemd: WithProxy, lab: Lab) -> None:

@@ -28,11 +28,11 @@ def test_commands() -> None:
     assert [str(one) for one in wanted.missing((), ())] == [
         "ip route add local default dev lo table 7619",
         "ip -6 route add local default dev lo table 7619",
-        "ip rule add priority 7619 from 192.0.2.31 ipproto tcp sport 80 lookup 7619",
-        "ip rule add priority 7619 from 192.0.2.31 ipproto tcp sport 100-110 lookup 7619",
-        "ip rule add priority 7619 from 192.0.2.31 ipproto tcp sport 8080 lookup 7619",
-        "ip rule add priority 7619 from 192.0.2.32 ipproto tcp sport 443 lookup 7619",
-        "ip -6 rule add priority 7619 from 2001:db8::1 ipproto tcp sport 443 lookup 7619",
+        "ip rule add priority 7619 from 192.0.2.31 ipproto 6 sport 80 lookup 7619",
+        "ip rule add priority 7619 from 192.0.2.31 ipproto 6 sport 100-110 lookup 7619",
+        "ip rule add priority 7619 from 192.0.2.31 ipproto 6 sport 8080 lookup 7619",
+        "ip rule add priority 7619 from 192.0.2.32 ipproto 6 sport 443 lookup 7619",
+        "ip -6 rule add priority 7619 from 2001:db8::1 ipproto 6 sport 443 lookup 7619",
     ]
     assert wanted.missing(wanted.rules, wanted.routes) == ()
 
