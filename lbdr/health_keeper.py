@@ -193,7 +193,7 @@ class HealthKeeper:
         for server, share in decision.shares.items():
             was = before.shares.get(server) if before is not None else None
             if was is None:
-                if share.presence is Presence.SERVE:
+                if share.presence is Presence.SERVE or _by_operator(share):
                     continue  # as it was begun
             elif was.presence is share.presence or _by_operator(was, share):
                 continue  # the operator's word is an event of its own
