@@ -142,7 +142,7 @@ struct flow_line {
 	u32 refreshed[FLOWS_IN_LINE];
 	u32 unused;
 };
-_Static_assert(sizeof(struct flow_line) == 64, "xdp_flows.LINE");
+_Static_assert(sizeof(struct flow_line) == 64, "xdp_layout.FLOW_LINE");
 
 /* flows: what IPVS decided, learned at egress; the least recently used ones make room */
 struct learned {

@@ -25,12 +25,11 @@ from lbdr.fastpath import Mh
 from lbdr.fastpath_keeper import SETTLED, FastPathKeeper
 from lbdr.fastpath_wanted import to_guard
 from lbdr.fastpath_watch import watch
-from lbdr.model import Address, Key, Service, VirtualAddress
+from lbdr.model import Address, Key, VirtualAddress
 
 log = logging.getLogger(__name__)
 
 _RESOLVING = 1.0  # seconds that a VIP waits for the MACs of its real servers
-_AGAIN = 5.0  # seconds after which a watcher that failed begins again
 
 
 def keeper_of(director: Director, *, once: bool = False) -> FastPathKeeper:
@@ -166,17 +165,8 @@ class AloneKeeper(FastPathKeeper):
         table = self._director.kernel.schedules()
         return [key for key in keys if key not in table]
 
-    def _put(
-        self,
-        fast: FastPath,
-        wanted: Mapping[Key, WantedService],
-        coming: Mapping[Key, Sequence[KnownFlow]],
-        *,
-        others: Collection[Key],
-        services: Mapping[Key, Service],
-        slow: dict[str, str],
-    ) -> None:
-        super()._put(fast, wanted, coming, others=others, services=services, slow=slow)
+    def _note(self, wanted: Mapping[Key, WantedService], slow: Mapping[str, str]) -> None:
+        """Whether a MAC is missing; tells of services that nothing forwards."""
         self._unresolved = any(
             server.weight and server.reach.mac is None and not server.reach.local
             for service in wanted.values()

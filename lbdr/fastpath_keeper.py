@@ -286,12 +286,13 @@ class FastPathKeeper:
         others = {key for key in fast.forwarded & wanted.keys() if fast.is_other(key, wanted[key])}
         coming = await self._exchange(fast, wanted, others)
         self._put(fast, {**wanted, **marked}, coming, others=others, services=desired, slow=slow)
+        self._note(wanted, slow)
         swept = time.monotonic() - self._swept >= _SWEEP
         if swept:
-            await asyncio.to_thread(self.fast.sweep)
+            await asyncio.to_thread(fast.sweep)
             self._swept = time.monotonic()
         every = [*wanted.values(), *marked.values()]
-        devices = await self._attach(self.fast, every, links, look=swept)
+        devices = await self._attach(fast, every, links, look=swept)
         self.state = FastPathState(nothing, slow, devices)
 
     def _left(self) -> Collection[str]:
@@ -375,6 +376,9 @@ class FastPathKeeper:
                     fast.put(key, unforwarded(service))
                 elif key in fast.keys:
                     fast.drop(key)
+
+    def _note(self, wanted: Mapping[Key, WantedService], slow: Mapping[str, str]) -> None:
+        """What was put is told, where nothing else forwards."""
 
     def _over(self, keys: Collection[Key]) -> Collection[Key]:
         """Of services that are not wanted, those that may be dropped now."""

@@ -12,12 +12,12 @@ from pyroute2.netlink.rtnl import (
     RTM_DELTFILTER,
     RTM_NEWLINK,
     RTMGRP_LINK,
+    RTMGRP_TC,
 )
 
 from lbdr.datapath.notices import open_notices
 from lbdr.errors import KernelError
 
-_RTMGRP_TC = 0x8
 _HEADER = struct.Struct("=IHHII")
 _TELLING = frozenset({RTM_NEWLINK, RTM_DELTFILTER, RTM_DELQDISC})
 _LARGEST = 1 << 16
@@ -33,7 +33,7 @@ async def attachment_changes() -> AsyncGenerator[None, None]:
     """
     loop = asyncio.get_running_loop()
     try:
-        with open_notices(RTMGRP_LINK | _RTMGRP_TC) as notices:
+        with open_notices(RTMGRP_LINK | RTMGRP_TC) as notices:
             yield None
             while True:
                 try:

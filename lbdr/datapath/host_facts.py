@@ -31,7 +31,6 @@ from lbdr.maglev import TABLE_SIZES
 T = TypeVar("T")
 
 _IFF_LOOPBACK = 0x8
-_ARPHRD_ETHER = 1
 _BPFFS = Path("/sys/fs/bpf")
 _IPVS_TABLE = Path("/proc/thread-self/net/ip_vs")
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")

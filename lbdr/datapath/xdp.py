@@ -258,7 +258,7 @@ class FastPath:
         if placed is None:
             placed = service.servers[server.address] = self._places.new_server()
         placed.last_weight = server.weight or placed.last_weight
-        key = _placed_key(service.index, server.address)
+        key = layout.placed_key(service.index, server.address)
         self.maps["places"].update(key, layout.PLACED.pack(placed.index, placed.last_weight))
         self.maps.write_server(placed.index, server.reach.pack(vip))
         if server.reach.mac is not None:
@@ -269,7 +269,7 @@ class FastPath:
         """A server is gone: no packet goes there; its place is free once nothing names it."""
         placed = service.servers.pop(address)
         self.maps.write_server(placed.index, _GONE.pack(_NO_PLACE))
-        self.maps["places"].delete(_placed_key(service.index, address))
+        self.maps["places"].delete(layout.placed_key(service.index, address))
         macs, place = self.maps["macs"], layout.U32.pack(placed.index)
         for key in [key for key, value in macs.items() if value == place]:
             macs.delete(key)
@@ -376,7 +376,3 @@ class FastPath:
 
     def _write_vips(self) -> None:
         self.maps.write_vips({one.traffic.address for one in self._services.values()})
-
-
-def _placed_key(service: int, address: Address) -> bytes:
-    return layout.PLACED_KEY.pack(service, address.version, address.packed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from lbdr.datapath import xdp_layout as layout
@@ -84,8 +83,7 @@ def read_pinned(directory: Path) -> dict[Traffic, Counted]:
             for index in services
         }
         for key, value in maps["places"].items():
-            place, version, packed = layout.PLACED_KEY.unpack(key)
-            if place in found:
-                rip = IPv4Address(packed[:4]) if version == 4 else IPv6Address(packed)
-                found[place].servers[rip] = served(maps, layout.PLACED.unpack(value)[0])
+            index, rip = layout.placed_of(key)
+            if index in found:
+                found[index].servers[rip] = served(maps, layout.PLACED.unpack(value)[0])
     return {services[index]: counted for index, counted in found.items()}

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from enum import IntEnum, IntFlag
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from lbdr.datapath.bpf_wire import MapFlag, MapKind
 from lbdr.maglev import DEFAULT_INDEX, fold, table_size
@@ -148,7 +148,6 @@ PLACED = struct.Struct("=II")
 GUARD = struct.Struct("=II")
 ABOUT = struct.Struct("=8IQ")  # schema, and Capacity
 U32 = struct.Struct("=I")
-U64 = struct.Struct("=Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,6 +457,32 @@ def key_of(address: Address, port: int, protocol: int) -> bytes:
 def address_of(key: bytes) -> Address:
     """The address in what `key_of` returned."""
     return ip_address(key[:4] if len(key) == KEY4.size else key[:16])
+
+
+def unpack_address(packed: bytes, version: int) -> Address:
+    """An address that is kept in 16 bytes, of which one of IPv4 has the first four.
+
+    Args:
+        packed: as FLOW and PLACED_KEY have it, or the four bytes of FLOW4.
+        version: of IP.
+    """
+    return IPv4Address(packed[:4]) if version == 4 else IPv6Address(packed)
+
+
+def placed_key(service: int, address: Address) -> bytes:
+    """A key of `places`.
+
+    Args:
+        service: its index.
+        address: the RIP of one of its real servers.
+    """
+    return PLACED_KEY.pack(service, address.version, address.packed)
+
+
+def placed_of(key: bytes) -> tuple[int, Address]:
+    """The service's index and the RIP in what `placed_key` returned."""
+    service, version, packed = PLACED_KEY.unpack(key)
+    return service, unpack_address(packed, version)
 
 
 def flow_of(client: Address, client_port: int, port: int, service: int) -> bytes:

@@ -237,6 +237,15 @@ class DirectorMaps:
         mark: int = layout.SERVICE.unpack(self.read_service(index))[-2]
         return mark
 
+    def timeout_of(self, index: int) -> int:
+        """Ticks after which IPVS has forgotten a flow of a service that it does not see.
+
+        Args:
+            index: its place.
+        """
+        timeout: int = layout.SERVICE.unpack(self.read_service(index))[-1]
+        return timeout
+
     # --- writing what programs read ------------------------------------------------------------
 
     def write_service(self, index: int, value: bytes) -> None:

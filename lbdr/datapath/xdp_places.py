@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from array import array
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
 
 from lbdr.datapath import xdp_layout as layout
 from lbdr.datapath.xdp_keys import read_keys
@@ -207,9 +206,8 @@ def read_slots(maps: DirectorMaps, line: int) -> array[int]:
 def _read(maps: DirectorMaps) -> dict[Key, PlacedService]:
     by_index = {index: PlacedService(index, traffic) for index, traffic in read_keys(maps).items()}
     for key, value in maps["places"].items():
-        index, version, packed = layout.PLACED_KEY.unpack(key)
+        index, address = layout.placed_of(key)
         if index in by_index:
-            address = IPv4Address(packed[:4]) if version == 4 else IPv6Address(packed)
             by_index[index].servers[address] = PlacedServer(*layout.PLACED.unpack(value))
         else:  # its service was left half made, or half gone
             maps["places"].delete(key)
@@ -217,11 +215,11 @@ def _read(maps: DirectorMaps) -> dict[Key, PlacedService]:
     for service in by_index.values():
         decision, mark = maps.services[service.word], maps.mark_of(service.index)
         flags = ServiceFlag(decision >> 32)
-        address, ports = service.traffic.address, service.traffic.ports
+        vip, ports = service.traffic.address, service.traffic.ports
         services[
-            MarkKey(mark, address.version)
+            MarkKey(mark, vip.version)
             if mark
-            else ServiceKey(service.traffic.protocol, address, ports.single or 0)
+            else ServiceKey(service.traffic.protocol, vip, ports.single or 0)
         ] = service
         service.marked_only = bool(mark) and not service.servers and ServiceFlag.ACTIVE not in flags
         if ServiceFlag.LEARNED not in flags:

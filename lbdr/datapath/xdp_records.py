@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
 from lbdr import tracking
@@ -29,8 +28,7 @@ def known_flows(places: Places, key: Key) -> list[KnownFlow]:
     """
     service = places.services[key]
     if service.line is None:
-        timeout = places.maps.services[service.word + 5] >> 32
-        return learned_flows(places, key, least=timeout)
+        return learned_flows(places, key, least=places.maps.timeout_of(service.index))
     servers = {placed.index: address for address, placed in service.servers.items()}
     found = []
     for flow, value in places.maps["records"].items():
@@ -42,7 +40,7 @@ def known_flows(places: Places, key: Key) -> list[KnownFlow]:
             continue  # FALLBACK: IPVS has it since its SYN
         found.append(
             KnownFlow(
-                IPv4Address(client[:4]) if key.version == 4 else IPv6Address(client),
+                layout.unpack_address(client, key.version),
                 int.from_bytes(client_port, "big"),
                 int.from_bytes(port, "big"),
                 server,
@@ -77,7 +75,7 @@ def learned_flows(places: Places, key: Key, *, least: int = 0) -> list[KnownFlow
                 continue
             if state != layout.LearnedState.OPEN:
                 continue
-            address = IPv4Address(client[:4]) if key.version == 4 else IPv6Address(client)
+            address = layout.unpack_address(client, key.version)
             client_port = int.from_bytes(client_port, "big")
             found.append(KnownFlow(address, client_port, port, servers[server]))
     return found

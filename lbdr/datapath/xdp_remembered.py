@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 
 from lbdr.datapath import xdp_layout as layout
 from lbdr.datapath.xdp_layout import LearnedState, RecordState
@@ -98,7 +97,7 @@ def _flow(
         state = LearnedState(number).name.lower()
     return FoundFlow(
         service=service,
-        client=IPv4Address(client[:4]) if services[service][0] == 4 else IPv6Address(client),
+        client=layout.unpack_address(client, services[service][0]),
         client_port=int.from_bytes(client_port, "big"),
         port=port,
         learned=name != "records",
@@ -118,9 +117,8 @@ def servers(maps: DirectorMaps, services: Collection[int]) -> dict[int, tuple[Ad
     """
     found: dict[int, tuple[Address, int]] = {}
     for key, value in maps["places"].items():
-        owner, version, packed = layout.PLACED_KEY.unpack(key)
+        owner, rip = layout.placed_of(key)
         if owner in services:
             index, weight = layout.PLACED.unpack(value)
-            rip = IPv4Address(packed[:4]) if version == 4 else IPv6Address(packed)
             found[index] = rip, weight
     return found
