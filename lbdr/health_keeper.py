@@ -13,10 +13,8 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from lbdr.datapath.vip_probe import VipProber
 from lbdr.director import Director
 from lbdr.events import EventKind
-from lbdr.health.checks.run import run
 from lbdr.health.decision import Decision, Presence, Share
 from lbdr.health.engine import Engine
 from lbdr.health.feedback import Agents
@@ -49,7 +47,6 @@ class HealthKeeper:
         self._services = Services(known.memories)
         self._engine = Engine(self._changed, runner=self._run)
         self._agents = Agents(self._heard)
-        self._prober: VipProber | None = None
         self._wake = asyncio.Event()
         self._unsaved = False
         self._looked = time.time()  # for drains that became halts
@@ -94,8 +91,6 @@ class HealthKeeper:
             self._save()
             await self._engine.close()
             await self._agents.close()
-            if self._prober is not None:
-                self._prober.close()
 
     def fail_back(self, virtual_service: str, standby: str | None) -> None:
         """Hand back what a service's standby servers took over.
@@ -139,9 +134,7 @@ class HealthKeeper:
 
     async def _run(self, probe: Probe) -> Result:
         """Run a check; while this host's own link is down, what fails is no server's fault."""
-        if self._prober is None:
-            self._prober = VipProber()
-        result = await run(probe, prober=self._prober)
+        result = await self._engine.check_now(probe)
         if isinstance(result, Failed):
             interface = self._director.network.interface_for(probe.target.address)
             if interface is not None and not interface.up:

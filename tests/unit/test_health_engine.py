@@ -203,10 +203,11 @@ def test_a_removed_probe_is_not_told_of_any_more() -> None:
 
     async def work() -> None:
         engine = Engine(lambda *arguments: told.append(arguments), runner=servers.run)
+        before = asyncio.all_tasks()
         engine.watch([probe_of(1, Timing(interval=0.1, timeout=0.2, fall=1))])
         await until(lambda: servers.runs[1] == 1)
         engine.watch([])
-        await asyncio.sleep(0.4)
+        await until(lambda: asyncio.all_tasks() <= before)  # its check ended
         assert told == []
         assert servers.runs[1] == 1
         await engine.close()

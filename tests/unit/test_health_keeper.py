@@ -17,7 +17,7 @@ from lbdr.config.load import Loaded, parse
 from lbdr.datapath.kernel import Kernel
 from lbdr.director import Director
 from lbdr.events import EventKind, EventLog
-from lbdr.health import feedback
+from lbdr.health import engine, feedback
 from lbdr.health.checks.attempt import CheckError
 from lbdr.health.decision import Presence
 from lbdr.health.ramps import AgentReport
@@ -78,11 +78,14 @@ class Prober:
         """Nothing is open."""
 
 
+def loaded(web: str = "", rs2: str = "") -> Loaded:
+    return parse(FILE.format(web=web, rs2=rs2).encode(), "f")
+
+
 class Lab:
     """A director without a kernel, and real servers without a network."""
 
     def __init__(self, directory: Path, web: str = "", rs2: str = "") -> None:
-        loaded: Loaded = parse(FILE.format(web=web, rs2=rs2).encode(), "f")
         self.dead: dict[str, FailureKind] = {}
         self.silent = False  # no check ends any more
         self.agent: AgentReport | None = None
@@ -93,13 +96,14 @@ class Lab:
             Paths(run=directory, state=directory),
             cast("Kernel", None),
             cast("Reconciler", self.changing),
-            loaded,
+            loaded(web, rs2),
             events=cast("EventLog", self.kept),
         )
 
-    async def check(self, probe: Probe, *, prober: object) -> Result:
+    async def check(self, probe: Probe, *, prober: object, trace: object) -> Result:
         """Stands in for lbdr.health.checks.run.run."""
         assert isinstance(prober, Prober)
+        assert trace is None
         if self.silent:
             await asyncio.Event().wait()
         self.results += 1
@@ -131,11 +135,11 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lab]:
-    monkeypatch.setattr(health_keeper, "VipProber", Prober)
+    monkeypatch.setattr(engine, "VipProber", Prober)
 
     def make(**more: str) -> Lab:
         made = Lab(tmp_path, **more)
-        monkeypatch.setattr(health_keeper, "run", made.check)
+        monkeypatch.setattr(engine, "run", made.check)
         monkeypatch.setattr(feedback, "ask", made.ask)
         return made
 
@@ -286,6 +290,11 @@ def test_the_next_keeper_begins_with_what_this_one_knew(lab: Callable[..., Lab])
         assert keeper.status()["WEB", "rs1"].why == "refused"
         keeper.configure()  # a reload forgets nothing of it
         assert one.presence() is Presence.OUT
+        checked, one.director.loaded = one.director.loaded, loaded(web="check: on")
+        keeper.configure()
+        one.director.loaded = checked
+        keeper.configure()  # what left the file and came back is known no more
+        assert keeper.status()["WEB", "rs1"].verdict == "unknown"
 
     kept_by(one, work)
 
