@@ -76,6 +76,15 @@ def configure(daemon: Daemon, services: Mapping[str, Any]) -> None:
     daemon.configure(services, fastpath="auto")
 
 
+@contextlib.contextmanager
+def serving(lab: Lab, services: Mapping[str, Any]) -> Iterator[Daemon]:
+    """A daemon that serves them, started."""
+    with Daemon(lab) as started:
+        configure(started, services)
+        started.start()
+        yield started
+
+
 def service(daemon: Daemon, name: str = "WEB") -> VirtualServiceStatus:
     """The status of a service."""
     return next(one for one in daemon.status().virtual_services if one.name == name)

@@ -70,7 +70,10 @@ def events(
         real_server=server,
     )
     while True:
-        for event in _ask(paths, request):
+        found = _ask(paths, request)
+        if not (found or follow or as_json):
+            click.echo("no such event is kept", err=True)
+        for event in found:
             request = request.model_copy(update={"after": event.number, "last": MOST_EVENTS})
             _print(event, as_json=as_json)
         if not follow:

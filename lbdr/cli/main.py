@@ -65,7 +65,7 @@ def lbdr() -> None:
       lbdr apply lbdr.yaml         do it once
       lbdr daemon lbdr.yaml        do it, and keep it so
       lbdr status                  what is served, by whom, how much
-      lbdr explain --client IP:PORT NAME   which real server a client gets, and why
+      lbdr explain --help          which real server a client gets, and why
       lbdr drain SERVER            no new connections; open ones go on
       lbdr withdraw                take all of it down again
       lbdr solve-arp --vip VIP     on each real server

@@ -107,7 +107,7 @@ def needs_ports(base: Path, check: Check, ports: Ports) -> Iterator[Finding]:
     """
     if check.ports is not None or check.type in {*_PORTLESS, "external"}:
         return
-    if ports.any or len(_each(ports)) > _MOST_PORTS:
+    if not are_few(ports):
         has = "any port" if ports.any else f"more than {_MOST_PORTS} ports"
         message = f"the service has {has}: which of them are to be checked?"
         yield Finding(base, message, "add `ports` to the check, such as ports: [104]")
@@ -209,6 +209,11 @@ def probes_of(check: Check, server: Address, vip: Address, ports: Ports) -> tupl
         )
         for number in numbers
     )
+
+
+def are_few(ports: Ports) -> bool:
+    """Whether ports can be checked one by one, all of them."""
+    return not ports.any and len(_each(ports)) <= _MOST_PORTS
 
 
 def _each(ports: Ports) -> list[int]:

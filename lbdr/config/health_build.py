@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 from lbdr import model
 from lbdr.config import schema
-from lbdr.config.check_build import probes_of
+from lbdr.config.check_build import are_few, probes_of
 from lbdr.config.check_schema import Check
 from lbdr.config.health_schema import Dependency, policy_of
 from lbdr.health.policy import Member
 from lbdr.health.services import ServiceHealth
 from lbdr.health.spec import Agent, Probe, Target
-
-_MOST_PORTS = 16  # of a service that are checked where it says nothing
 
 
 def health(document: schema.Document) -> dict[str, ServiceHealth]:
@@ -31,10 +29,8 @@ def checks_of(service: schema.VirtualService, director: schema.Director) -> Sequ
     """The checks of a virtual service: its own, or the director's where it says nothing."""
     if service.check is not None:
         return service.check
-    count = sum(ports.last - ports.first + 1 for ports in service.ports)
-    if service.protocol != model.Protocol.TCP.value or not 0 < count <= _MOST_PORTS:
-        return ()
-    return director.check
+    is_tcp = service.protocol == model.Protocol.TCP.value
+    return director.check if is_tcp and are_few(model.Ports(tuple(service.ports))) else ()
 
 
 def _service(service: schema.VirtualService, document: schema.Document) -> ServiceHealth:

@@ -31,6 +31,7 @@ from tests.alone import (
     measuring,
     refused,
     service,
+    serving,
 )
 from tests.kernel.daemons import LBDR, VIP, Daemon, soon
 from tests.kernel.open_connections import Connections, talking
@@ -47,9 +48,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def running(lab: Lab) -> Iterator[Daemon]:
-    with Daemon(lab) as started:
-        configure(started, {"WEB": HASHED})
-        started.start()
+    with serving(lab, {"WEB": HASHED}) as started:
         yield started
 
 

@@ -17,7 +17,7 @@ from lbdr.datapath.bpf_links import Link
 from lbdr.datapath.bpf_programs import Program
 from lbdr.datapath.bpf_wire import AttachPoint, ProgramKind, Verdict, XdpFlag
 from lbdr.model import Role
-from tests.alone import FOLLOWED, HASHED, Knocking, alone_lab, configure, refused, service
+from tests.alone import FOLLOWED, HASHED, Knocking, alone_lab, configure, refused, service, serving
 from tests.bpf_programs import returns
 from tests.kernel.daemons import LBDR, VIP, Daemon, soon
 from tests.kernel.open_connections import Connections
@@ -33,9 +33,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def running(lab: Lab) -> Iterator[Daemon]:
-    with Daemon(lab) as started:
-        configure(started, {"WEB": HASHED})
-        started.start()
+    with serving(lab, {"WEB": HASHED}) as started:
         yield started
 
 

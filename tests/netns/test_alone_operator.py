@@ -14,7 +14,7 @@ from lbdr.control.protocol import EventsRequest, OperatorRequest, ReloadRequest
 from lbdr.explain import Explanation
 from lbdr.model import Standing
 from lbdr.status import RealServerStatus, Status
-from tests.alone import FOLLOWED, HASHED, Knocking, alone_lab, configure, service
+from tests.alone import FOLLOWED, HASHED, Knocking, alone_lab, configure, service, serving
 from tests.kernel.daemons import LBDR, VIP, Daemon, soon
 from tests.kernel.open_connections import Connections
 
@@ -34,9 +34,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def running(lab: Lab) -> Iterator[Daemon]:
-    with Daemon(lab) as started:
-        configure(started, {"WEB": HASHED})
-        started.start()
+    with serving(lab, {"WEB": HASHED}) as started:
         yield started
 
 

@@ -10,7 +10,7 @@ import pytest
 from netlab import Lab
 
 from lbdr.control.protocol import ReloadRequest, WeightRequest
-from tests.alone import HASHED, alone_lab, configure, service
+from tests.alone import HASHED, alone_lab, configure, service, serving
 from tests.kernel.daemons import VIP, VIP6, Daemon, soon
 from tests.kernel.open_connections import Connections, answering
 
@@ -26,9 +26,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def daemon(lab: Lab) -> Iterator[Daemon]:
-    with Daemon(lab) as started:
-        configure(started, {"WEB": HASHED, "SIX": {**SIX, "ports": [8443]}, "SORRY": SORRY})
-        started.start()
+    with serving(lab, {"WEB": HASHED, "SIX": {**SIX, "ports": [8443]}, "SORRY": SORRY}) as started:
         yield started
 
 
